@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The offline API: open a checkpoint, generate, and look inside."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ascend_dsv4.accuracy.module_tensors import ModuleTensors
+from ascend_dsv4.backend import make_backend
+from ascend_dsv4.config import EngineConfig, ModelConfig
+from ascend_dsv4.engine.engine import Engine, NewToken
+from ascend_dsv4.engine.request import FinishReason, Request, SamplingParams
+from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
+from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
+from ascend_dsv4.kv_cache.manager import CacheManager
+from ascend_dsv4.model.checkpoint import Checkpoint
+from ascend_dsv4.model.deepseek_v4 import ForwardConfig
+from ascend_dsv4.model.inventory import inventory, optional_aliases
+from ascend_dsv4.model.loader import load_weights, stored_bytes
+from ascend_dsv4.model.weights import model_weights, mtp_weights
+from ascend_dsv4.runner.batch import StepRequest
+from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
+from ascend_dsv4.runner.runner import ModelRunner
+from ascend_dsv4.tokenizer.detokenize import IncrementalDetokenizer
+from ascend_dsv4.tokenizer.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """A finished request."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    """Generated ids, the ending one included."""
+    text: str
+    """The generated text, without special tokens; "" if the checkpoint has no tokenizer."""
+    finish_reason: FinishReason
+    logprobs: list[dict[int, float]] | None
+    """Per generated token, if asked for: id → log-probability, the drawn id first."""
+    num_cached_tokens: int
+    """Prompt tokens taken from a prefix cache."""
+
+
+class LLM:
+    """A model in memory.
+
+    `model` is a folder in a released layout, or in the layout transformers saves. `weights` is how they are held:
+    "released" keeps FP8 and FP4 bytes and decodes on use, "fp32" and "bf16" decode while loading. `cache_rounding`
+    "released" rounds keys to the model's storage grids; "off" is plain maths. Further keyword arguments are the other
+    fields of `EngineConfig`.
+
+    Raises ConfigError, CheckpointError, UnsupportedError or CapacityError before anything is computed.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        backend: str = "cpu",
+        ops: str = "auto",
+        dtype: str = "float32",
+        weights: str = "released",
+        kv_cache: str = "float32",
+        cache_rounding: str = "released",
+        *,
+        progress: bool = True,
+        **options: Any,
+    ) -> None:
+        chosen = {"backend": backend, "ops": ops, "dtype": dtype, "weights": weights, "kv_cache": kv_cache}
+        self.engine_config = EngineConfig.from_dict({**chosen, "cache_rounding": cache_rounding, **options}, source="LLM()")
+        self.config = ModelConfig.from_file(Path(model))
+        self.backend = make_backend(self.engine_config)
+        self.tokenizer = Tokenizer.from_folder(Path(model)) if (Path(model) / "tokenizer.json").exists() else None
+        self._checkpoint = Checkpoint.open(Path(model))
+        self._checkpoint.validate(inventory(self.config), optional_aliases(self.config))
+        self._forward = forward_config(self.config, self.engine_config)
+        plan = plan_caches(self.config, self.engine_config)
+        params = model_weights(self.config, self.engine_config.weights)
+        _check_memory(stored_bytes(self._checkpoint, params), plan, self.backend.memory()[1])
+        self.graphs = trace_model(self.config, self._forward, params, plan)
+        with _progress_bar(stored_bytes(self._checkpoint, params), show=progress) as advance:
+            loaded = load_weights(self._checkpoint, params, self.backend.parameter, advance)
+        self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend)
+        self.engine = Engine(self.config, self.engine_config, self.runner)
+        self._has_mtp = False
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Complete one or several prompts, text or token ids. Text is tokenised as it stands; nothing is added.
+
+        `params` is one for all or one per prompt. Raises RequestError for a prompt that cannot be served; then none runs.
+        """
+        ids = [self._encode(prompt) for prompt in _as_list(prompts)]
+        each = [params or SamplingParams()] * len(ids) if params is None or isinstance(params, SamplingParams) else params
+        if len(each) != len(ids):
+            raise RequestError(f"{len(ids)} prompts but {len(each)} sampling parameters; give one for all, or one each")
+        requests: list[Request] = []
+        try:
+            requests += (self.engine.submit(i, p) for i, p in zip(ids, each, strict=True))
+        except Exception:
+            self.engine.cancel_waiting()
+            raise
+        self._drain()
+        return [self._output(request) for request in requests]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[NewToken]:
+        """Tokens of one completion as they come. Closing the iterator early abandons the request."""
+        request = self.engine.submit(self._encode(prompt), params or SamplingParams())
+        try:
+            while not request.is_finished:
+                yield from self.engine.step()
+        finally:
+            self.engine.abort(request)
+
+    def logits(self, token_ids: Sequence[int], chunk_size: int | None = None, images: None = None) -> np.ndarray:
+        """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step."""
+        _no_images(images)
+        request = self.engine.submit(token_ids, None, keep_logits=True, chunk_size=chunk_size)
+        self._drain()
+        return np.concatenate(request.logits)
+
+    def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
+        """num_hidden_layers + 1 arrays [num_tokens, hc_mult, hidden_size]: after the embedding, then after each layer."""
+        parts: list[list[np.ndarray]] = [[] for _ in range(self.config.num_hidden_layers + 1)]
+        request = self.engine.submit(token_ids, None, keep_logits=True)
+        while not request.is_finished:
+            self.engine.step(lambda i, streams: parts[i].append(self.backend.to_host(streams)))
+        return [np.concatenate(chunks)[: len(token_ids)] for chunks in parts]
+
+    def trace(self, token_ids: Sequence[int], images: None = None) -> dict[str, np.ndarray]:
+        """Every module tensor by name ("layer3.attn_in", "layer1.indexer.topk", …), for all positions."""
+        _no_images(images)
+        modules = ModuleTensors(self.backend.to_host)
+        # A manager of its own: nothing else runs during the call, and the caches are free.
+        engine = Engine(self.config, self.engine_config, self.runner.observed(modules.observer))
+        request = engine.submit(token_ids, None, keep_logits=True)
+        while not request.is_finished:
+            engine.step()
+        return modules.result(len(token_ids))
+
+    def draft(self, token_ids: Sequence[int], method: str) -> tuple[np.ndarray, np.ndarray, None]:
+        """Draft with the checkpoint's MTP stage: (ids [n − 1] int32, logits [n − 1, vocab_size] float32, no confidence).
+
+        Row t is drafted from the backbone's state at t and token t + 1, and stands for token t + 2; the last row is the
+        draft that follows `token_ids`. Raises UnsupportedError if the model has no such stage.
+        """
+        self._prepare_draft(method)
+        if len(token_ids) < 2:
+            raise RequestError(f"a draft needs at least 2 tokens, got {len(token_ids)}: one processed, one following")
+        manager = CacheManager(self.runner.plan)
+        manager.admit(0, len(token_ids))
+        rows = []
+        for start in range(0, len(token_ids) - 1, self.engine_config.max_num_batched_tokens):
+            end = min(start + self.engine_config.max_num_batched_tokens, len(token_ids) - 1)
+            manager.begin_step(0, start, end)
+            chunk = StepRequest(0, start, token_ids[start:end], "all")
+            rows.append(self.backend.to_host(self.runner.run_mtp(chunk, token_ids[start + 1 : end + 1], manager)))
+            manager.commit(0, end)
+        logits = np.concatenate(rows)
+        return logits.argmax(-1).astype(np.int32), logits, None
+
+    def _prepare_draft(self, method: str) -> None:
+        if method != "mtp" or self.config.draft_method != "mtp":
+            raise UnsupportedError(
+                f"draft method {method!r}: this checkpoint carries {self.config.draft_method or 'no'} draft stages, and this "
+                "version runs 'mtp' only. DSpark weights are recognised and validated; running them is not built yet."
+            )
+        if not self._has_mtp:
+            params = mtp_weights(self.config, self.engine_config.weights)
+            loaded = load_weights(self._checkpoint, params, self.backend.parameter, lambda _: None)
+            cache = draft_cache(self.config, self.engine_config)
+            self.runner.attach_mtp(trace_mtp(self.config, self._forward, params, self.runner.plan, cache), loaded)
+            self._has_mtp = True
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if not isinstance(prompt, str):
+            return list(prompt)
+        if self.tokenizer is None:
+            raise RequestError("a text prompt needs tokenizer.json, which this checkpoint lacks; send token ids instead")
+        return self.tokenizer.encode(prompt)
+
+    def _drain(self) -> None:
+        while self.engine.has_work:
+            self.engine.step()
+
+    def _output(self, request: Request) -> RequestOutput:
+        assert request.finish_reason is not None
+        text = ""
+        if self.tokenizer is not None:
+            detokenizer = IncrementalDetokenizer(self.tokenizer)
+            ended = request.finish_reason == "stop"
+            text = detokenizer.push(request.output_ids[:-1] if ended else request.output_ids) + detokenizer.finish()
+        return RequestOutput(
+            prompt_token_ids=list(request.prompt_ids),
+            token_ids=list(request.output_ids),
+            text=text,
+            finish_reason=request.finish_reason,
+            logprobs=request.logprobs if request.params.logprobs is not None else None,
+            num_cached_tokens=0,
+        )
+
+
+def forward_config(config: ModelConfig, engine: EngineConfig) -> ForwardConfig:
+    """The choices of a run that model functions see."""
+    return ForwardConfig(config, engine.dtype, engine.cache_rounding)
+
+
+def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:
+    """The graphs of a model without its weights, for printing and planning."""
+    params = model_weights(config, engine.weights)
+    return trace_model(config, forward_config(config, engine), params, plan_caches(config, engine))
+
+
+def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    """Several prompts, whichever way one or many were given."""
+    if isinstance(prompts, str) or (prompts and all(isinstance(item, int) for item in prompts)):
+        return [prompts]  # type: ignore[list-item]
+    return list(prompts)  # type: ignore[arg-type]
+
+
+def _no_images(images: None) -> None:
+    if images is not None:
+        raise UnsupportedError("images: this model has no vision tower; leave images=None")
+
+
+def _check_memory(weight_bytes: int, plan: CachePlan, total: int) -> None:
+    needed = weight_bytes + plan.total_bytes
+    if total and needed > total:
+        raise CapacityError(
+            f"{weight_bytes:,} B of weights and {plan.total_bytes:,} B of caches do not fit into {total:,} B of memory. "
+            "Lower max_model_len, max_num_seqs or max_total_tokens, or use a smaller cache format; "
+            "`ascend-dsv4 check --model` prints where the memory goes."
+        )
+
+
+@contextmanager
+def _progress_bar(total_bytes: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """Advance by bytes; drawn on stderr if that is a terminal."""
+    if not (show and sys.stderr.isatty()):
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("load", total=total_bytes)
+        yield lambda count: bar.advance(task, count)

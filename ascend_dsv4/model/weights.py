@@ -1,0 +1,308 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model's weights as frozen dataclasses, and where each comes from in a checkpoint.
+
+`model_weights(config, weight_format)` is a tree of `Param`: types for tracing, tensor names for loading. The loader turns it
+into a tree of tensors of the same form. Names are the released ones; `names.py` maps other spellings to them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, layer_specs
+from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.model.rotary import inv_freq
+from ascend_dsv4.ops.spec import Dim, TensorType
+
+Tensor = Any
+WeightFormat = Literal["released", "fp32", "bf16"]
+FP4_GROUP = 32
+"""Inputs under one scale of an FP4 expert weight."""
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """A resident tensor: the named checkpoint tensors joined along their first axis and viewed as `type`."""
+
+    type: TensorType
+    names: tuple[str, ...]
+    block: tuple[int, int]
+    """FP8 scale block, for formats that dequantise while loading."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """A resident tensor computed from the configuration."""
+
+    type: TensorType
+    array: np.ndarray
+
+
+class Matrix(NamedTuple):
+    """Arguments of `ops.linear` and its like."""
+
+    weight: Tensor
+    scale: Tensor | None
+    block: tuple[int, int]
+
+
+class HyperConnection(NamedTuple):
+    """fn, base, scale of `ops.hc_pre` and `ops.hc_head`."""
+
+    fn: Tensor
+    base: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CompressorWeights:
+    wkv: Matrix
+    wgate: Matrix
+    ape: Tensor
+    norm: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class IndexerWeights:
+    wq_b: Matrix
+    weights_proj: Matrix
+    compressor: CompressorWeights
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionWeights:
+    wq_a: Matrix
+    q_norm: Tensor
+    wq_b: Matrix
+    wkv: Matrix
+    kv_norm: Tensor
+    wo_a: Matrix
+    wo_b: Matrix
+    sink: Tensor
+    compressor: CompressorWeights | None
+    indexer: IndexerWeights | None
+
+
+@dataclass(frozen=True, slots=True)
+class MoeWeights:
+    gate: Matrix
+    bias: Tensor | None
+    tid2eid: Tensor | None
+    w13: Matrix
+    """[n_routed_experts, 2 · moe_intermediate_size, hidden_size], gate rows first."""
+    w2: Matrix
+    shared_w1: Matrix
+    shared_w2: Matrix
+    shared_w3: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class LayerWeights:
+    attn_norm: Tensor
+    attn_hc: HyperConnection
+    attn: AttentionWeights
+    ffn_norm: Tensor
+    ffn_hc: HyperConnection
+    moe: MoeWeights
+
+
+@dataclass(frozen=True, slots=True)
+class HeadWeights:
+    hc: HyperConnection
+    norm: Tensor
+    head: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class MtpWeights:
+    """The MTP stage; embedding and head are the backbone's."""
+
+    embed: Tensor
+    enorm: Tensor
+    hnorm: Tensor
+    e_proj: Matrix
+    h_proj: Matrix
+    layer: LayerWeights
+    head: HeadWeights
+
+
+@dataclass(frozen=True, slots=True)
+class ModelWeights:
+    embed: Tensor
+    layers: tuple[LayerWeights, ...]
+    head: HeadWeights
+    rotary: dict[str, Tensor]
+    """Frequencies by rotary table: "plain", and "yarn" if any layer compresses."""
+
+
+class _Builder:
+    """Parameters by released name in one weight format."""
+
+    def __init__(self, config: ModelConfig, weight_format: WeightFormat) -> None:
+        self.config = config
+        self.released = weight_format == "released"
+        self.dense = "float32" if weight_format == "fp32" else "bfloat16"
+
+    def vector(self, name: str, *shape: Dim) -> Param:
+        """A tensor stored in BF16."""
+        return Param(TensorType(shape, self.dense), (name,), (1, 1))
+
+    def float32(self, name: str, *shape: Dim) -> Param:
+        return Param(TensorType(shape, "float32"), (name,), (1, 1))
+
+    def plain(self, prefix: str, out_features: int, in_features: int) -> Matrix:
+        """A matrix that no release quantises."""
+        return Matrix(self.vector(f"{prefix}.weight", out_features, in_features), None, (1, 1))
+
+    def matrix(self, prefix: str, out_features: int, in_features: int) -> Matrix:
+        """A matrix stored in FP8 by quantised releases."""
+        block = self.config.weight_block_size
+        if block is None or not self.released:
+            param = Param(TensorType((out_features, in_features), self.dense), (f"{prefix}.weight",), block or (1, 1))
+            return Matrix(param, None, (1, 1))
+        scales = (-(-out_features // block[0]), -(-in_features // block[1]))
+        return Matrix(
+            Param(TensorType((out_features, in_features), "float8_e4m3fn"), (f"{prefix}.weight",), block),
+            Param(TensorType(scales, "uint8"), (f"{prefix}.scale",), block),
+            block,
+        )
+
+    def experts(self, prefix: str, parts: tuple[str, ...], out_features: int, in_features: int) -> Matrix:
+        """All experts' matrices of one kind, `parts` one below the other within an expert."""
+        count = self.config.n_routed_experts
+        owners = [f"{prefix}.{expert}.{part}" for expert in range(count) for part in parts]
+        weights = tuple(f"{owner}.weight" for owner in owners)
+        rows = len(parts) * out_features
+        if self.config.expert_dtype is None or not self.released:
+            return Matrix(Param(TensorType((count, rows, in_features), self.dense), weights, (1, 1)), None, (1, 1))
+        return Matrix(
+            Param(TensorType((count, rows, in_features // 2), "int8"), weights, (1, FP4_GROUP)),
+            Param(
+                TensorType((count, rows, in_features // FP4_GROUP), "uint8"),
+                tuple(f"{owner}.scale" for owner in owners),
+                (1, FP4_GROUP),
+            ),
+            (1, FP4_GROUP),
+        )
+
+    def hyper(self, prefix: str, coefficients: int, scales: int) -> HyperConnection:
+        flat = self.config.hc_mult * self.config.hidden_size
+        return HyperConnection(
+            self.float32(f"{prefix}_fn", coefficients, flat),
+            self.float32(f"{prefix}_base", coefficients),
+            self.float32(f"{prefix}_scale", scales),
+        )
+
+    def compressor(self, prefix: str, ratio: int, entry_dim: int) -> CompressorWeights:
+        width = entry_dim * compressor_roles(ratio)
+        return CompressorWeights(
+            self.plain(f"{prefix}.wkv", width, self.config.hidden_size),
+            self.plain(f"{prefix}.wgate", width, self.config.hidden_size),
+            self.float32(f"{prefix}.ape", ratio, width),
+            self.vector(f"{prefix}.norm.weight", entry_dim),
+        )
+
+    def attention(self, prefix: str, spec: LayerSpec) -> AttentionWeights:
+        c = self.config
+        indexer = None
+        if spec.layer_type == "csa":
+            indexer = IndexerWeights(
+                self.matrix(f"{prefix}.indexer.wq_b", c.index_n_heads * c.index_head_dim, c.q_lora_rank),
+                self.plain(f"{prefix}.indexer.weights_proj", c.index_n_heads, c.hidden_size),
+                self.compressor(f"{prefix}.indexer.compressor", spec.ratio, c.index_head_dim),
+            )
+        group_width = c.num_attention_heads * c.head_dim // c.o_groups
+        return AttentionWeights(
+            wq_a=self.matrix(f"{prefix}.wq_a", c.q_lora_rank, c.hidden_size),
+            q_norm=self.vector(f"{prefix}.q_norm.weight", c.q_lora_rank),
+            wq_b=self.matrix(f"{prefix}.wq_b", c.num_attention_heads * c.head_dim, c.q_lora_rank),
+            wkv=self.matrix(f"{prefix}.wkv", c.head_dim, c.hidden_size),
+            kv_norm=self.vector(f"{prefix}.kv_norm.weight", c.head_dim),
+            wo_a=self.matrix(f"{prefix}.wo_a", c.o_groups * c.o_lora_rank, group_width),
+            wo_b=self.matrix(f"{prefix}.wo_b", c.hidden_size, c.o_groups * c.o_lora_rank),
+            sink=self.float32(f"{prefix}.attn_sink", c.num_attention_heads),
+            compressor=self.compressor(f"{prefix}.compressor", spec.ratio, c.head_dim) if spec.ratio else None,
+            indexer=indexer,
+        )
+
+    def moe(self, prefix: str, spec: LayerSpec) -> MoeWeights:
+        c = self.config
+        hashed = spec.mlp_type == "hash_moe"
+        table = TensorType((c.vocab_size, c.num_experts_per_tok), "int32")
+        shared_size = c.n_shared_experts * c.moe_intermediate_size
+        return MoeWeights(
+            gate=self.plain(f"{prefix}.gate", c.n_routed_experts, c.hidden_size),
+            bias=None if hashed else self.float32(f"{prefix}.gate.bias", c.n_routed_experts),
+            tid2eid=Param(table, (f"{prefix}.gate.tid2eid",), (1, 1)) if hashed else None,
+            w13=self.experts(f"{prefix}.experts", ("w1", "w3"), c.moe_intermediate_size, c.hidden_size),
+            w2=self.experts(f"{prefix}.experts", ("w2",), c.hidden_size, c.moe_intermediate_size),
+            shared_w1=self.matrix(f"{prefix}.shared_experts.w1", shared_size, c.hidden_size),
+            shared_w2=self.matrix(f"{prefix}.shared_experts.w2", c.hidden_size, shared_size),
+            shared_w3=self.matrix(f"{prefix}.shared_experts.w3", shared_size, c.hidden_size),
+        )
+
+    def layer(self, prefix: str, spec: LayerSpec) -> LayerWeights:
+        c = self.config
+        coefficients = (2 + c.hc_mult) * c.hc_mult
+        return LayerWeights(
+            attn_norm=self.vector(f"{prefix}.attn_norm.weight", c.hidden_size),
+            attn_hc=self.hyper(f"{prefix}.hc_attn", coefficients, 3),
+            attn=self.attention(f"{prefix}.attn", spec),
+            ffn_norm=self.vector(f"{prefix}.ffn_norm.weight", c.hidden_size),
+            ffn_hc=self.hyper(f"{prefix}.hc_ffn", coefficients, 3),
+            moe=self.moe(f"{prefix}.ffn", spec),
+        )
+
+    def embedding(self, name: str) -> Param:
+        return self.vector(name, self.config.vocab_size, self.config.hidden_size)
+
+    def head(self, prefix: str) -> HeadWeights:
+        return HeadWeights(
+            self.hyper(f"{prefix}hc_head", self.config.hc_mult, 1),
+            self.vector(f"{prefix}norm.weight", self.config.hidden_size),
+            self.embedding("head.weight"),
+        )
+
+    def mtp(self) -> MtpWeights:
+        size = self.config.hidden_size
+        return MtpWeights(
+            embed=self.embedding("embed.weight"),
+            enorm=self.vector("mtp.0.enorm.weight", size),
+            hnorm=self.vector("mtp.0.hnorm.weight", size),
+            e_proj=self.matrix("mtp.0.e_proj", size, size),
+            h_proj=self.matrix("mtp.0.h_proj", size, size),
+            layer=self.layer("mtp.0", DRAFT_LAYER),
+            head=self.head("mtp.0."),
+        )
+
+
+def compressor_roles(ratio: int) -> int:
+    """Series of channels a compressor projects: two where windows overlap (ratio 4), one where they do not."""
+    return 2 if ratio == 4 else 1
+
+
+def mtp_weights(config: ModelConfig, weight_format: WeightFormat) -> MtpWeights:
+    """The tree of parameters of the MTP stage."""
+    return _Builder(config, weight_format).mtp()
+
+
+def model_weights(config: ModelConfig, weight_format: WeightFormat) -> ModelWeights:
+    """The tree of parameters of the backbone."""
+    build = _Builder(config, weight_format)
+    tables = {"plain": inv_freq(config, 0)}
+    if any(config.compress_ratios):
+        tables["yarn"] = inv_freq(config, max(config.compress_ratios))
+    return ModelWeights(
+        embed=build.embedding("embed.weight"),
+        layers=tuple(build.layer(f"layers.{i}", spec) for i, spec in enumerate(layer_specs(config))),
+        head=build.head(""),
+        rotary={name: Constant(TensorType(table.shape, "float32"), table) for name, table in tables.items()},
+    )
+
+
+def is_parameter(item: Any) -> bool:
+    """Whether an item of the tree is a leaf."""
+    return isinstance(item, Param | Constant)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A step's requests as arrays: the only place where Python lists become model inputs. Numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from ascend_dsv4.kv_cache.manager import CacheManager
+from ascend_dsv4.ops.spec import TensorType
+
+
+@dataclass(frozen=True, slots=True)
+class StepRequest:
+    """Consecutive tokens of one request that a step processes."""
+
+    request_id: int
+    start: int
+    """Position of the first token."""
+    token_ids: Sequence[int]
+    logits: Literal["none", "last", "all"]
+    """Rows of which logits are wanted."""
+
+
+def batch_types(ratios: Sequence[int]) -> dict[str, TensorType]:
+    """Names and types of a batch; see `build_batch` for what they hold."""
+    types = {name: ("num_tokens",) for name in ("input_ids", "positions", "req_idx", "window_slots")}
+    types |= {"cu_query_lens": ("num_query_starts",), "state_slots": ("num_reqs",), "logits_rows": ("num_rows",)}
+    types |= {"window_table": ("num_reqs", "window_columns")}
+    for ratio in ratios:
+        types |= {f"cmp{ratio}_slots": ("num_tokens",), f"cmp{ratio}_table": ("num_reqs", f"cmp{ratio}_columns")}
+    return {name: TensorType(shape, "int32") for name, shape in types.items()}
+
+
+def build_batch(requests: Sequence[StepRequest], manager: CacheManager, bucket: int) -> dict[str, np.ndarray]:
+    """int32 arrays of a step. Rows of a request are consecutive; rows are padded to a multiple of `bucket`.
+
+    input_ids, positions      token id and absolute position of each row; padding has id 0 and position -1
+    req_idx                   row of each token's request in the tables; -1 for padding
+    cu_query_lens             where each request's rows begin, and where the last one ends
+    window_slots, cmp<r>_slots    where the row's window key, and the entry it closes, are written; -1 for nowhere
+    window_table, cmp<r>_table    block tables, state_slots the state slot of each request
+    logits_rows               rows of which logits are wanted
+    """
+    lengths = [len(request.token_ids) for request in requests]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    padding = -int(starts[-1]) % bucket
+    rows: dict[str, list[np.ndarray]] = {"input_ids": [], "positions": [], "req_idx": [], "window_slots": []}
+    rows |= {f"cmp{ratio}_slots": [] for ratio in manager.plan.ratios}
+    wanted: list[np.ndarray] = []
+    for i, (request, length) in enumerate(zip(requests, lengths, strict=True)):
+        positions = np.arange(request.start, request.start + length, dtype=np.int32)
+        rows["input_ids"].append(np.asarray(request.token_ids, dtype=np.int32))
+        rows["positions"].append(positions)
+        rows["req_idx"].append(np.full(length, i, dtype=np.int32))
+        rows["window_slots"].append(manager.window_slots(request.request_id, positions))
+        for ratio in manager.plan.ratios:
+            rows[f"cmp{ratio}_slots"].append(manager.entry_slots(request.request_id, positions, ratio))
+        first = {"none": length, "last": length - 1, "all": 0}[request.logits]
+        wanted.append(np.arange(starts[i] + first, starts[i + 1], dtype=np.int32))
+    batch = {
+        name: np.concatenate([*parts, np.full(padding, 0 if name == "input_ids" else -1, dtype=np.int32)])
+        for name, parts in rows.items()
+    }
+    ids = [request.request_id for request in requests]
+    batch["cu_query_lens"] = starts
+    batch["state_slots"] = np.asarray([manager.state_slot(i) for i in ids], dtype=np.int32)
+    batch["logits_rows"] = np.concatenate(wanted)
+    batch["window_table"] = np.stack([manager.window_table(i) for i in ids])
+    for ratio in manager.plan.ratios:
+        batch[f"cmp{ratio}_table"] = np.stack([manager.entry_table(i, ratio) for i in ids])
+    return batch

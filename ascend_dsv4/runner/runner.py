@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One forward pass: batch to device, step tables, embedding, layers, head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ascend_dsv4.backend.base import Backend, Observer, Plan, Tensor
+from ascend_dsv4.config.engine_config import EngineConfig
+from ascend_dsv4.config.layers import layer_specs
+from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.graph.ir import Graph
+from ascend_dsv4.graph.tree import leaves
+from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache
+from ascend_dsv4.kv_cache.manager import CacheManager
+from ascend_dsv4.model.deepseek_v4 import step_table_names
+from ascend_dsv4.model.weights import ModelWeights, MtpWeights
+from ascend_dsv4.runner.batch import StepRequest, build_batch
+from ascend_dsv4.runner.graphs import ModelGraphs
+
+LayerTap = Callable[[int, Tensor], None]
+"""Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
+
+
+class ModelRunner:
+    """Compiled plans over weights and caches. `weights` is the parameter tree with tensors as leaves."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        engine: EngineConfig,
+        plan: CachePlan,
+        graphs: ModelGraphs,
+        weights: ModelWeights,
+        backend: Backend,
+    ) -> None:
+        self.config = config
+        self.engine = engine
+        self.plan = plan
+        self.graphs = graphs
+        self.weights = weights
+        self.backend = backend
+        self.caches = [
+            {cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers
+        ]
+        self._table_names = step_table_names(config)
+        self._mtp: Plan | None = None
+        self._compile(None)
+
+    def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
+        """Bind all graphs; `observer` makes the observer of a layer number, or of "embed", "head", …"""
+
+        def compiled(where: int | str, graph: Graph, weights: Any, caches: dict[str, Tensor]) -> Plan:
+            watch = None if observer is None else observer(where)
+            return self.backend.compile(graph, leaves(weights), caches, watch)
+
+        graphs, weights = self.graphs, self.weights
+        self._tables = compiled("step_tables", graphs.step_tables, weights.rotary, {})
+        self._embed = compiled("embed", graphs.embed, weights.embed, {})
+        self._layers = [
+            compiled(i, graphs.layers[spec], weights.layers[i], self.caches[i])
+            for i, spec in enumerate(layer_specs(self.config))
+        ]
+        self._head = compiled("head", graphs.head, weights.head, {})
+
+    def observed(self, observer: Callable[[int | str], Observer]) -> ModelRunner:
+        """The same weights and caches with plans that report every node."""
+        twin = object.__new__(ModelRunner)
+        twin.__dict__.update(self.__dict__)
+        twin._compile(observer)
+        return twin
+
+    def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Tensor:
+        """Process a step. Returns float32 logits [num_rows, vocab_size] of the rows the requests asked for, in order."""
+        return self.forward(self._batch(requests, manager), tap)[0]
+
+    def forward(self, batch: dict[str, Tensor], tap: LayerTap | None = None) -> tuple[Tensor, Tensor]:
+        """Logits, and the streams after the last layer, of a batch that is on the device and has its step tables."""
+        streams, carry = self._embed(None, (), batch)
+        if tap is not None:
+            tap(0, streams)
+        for i, layer in enumerate(self._layers):
+            streams, carry = layer(streams, carry, batch)
+            if tap is not None:
+                tap(i + 1, streams)
+        return self._head(streams, carry, batch)[0], streams
+
+    def _batch(self, requests: Sequence[StepRequest], manager: CacheManager) -> dict[str, Tensor]:
+        arrays = build_batch(requests, manager, self.engine.batch_bucket)
+        batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
+        tables = self._tables(None, (), batch)[1]
+        return batch | dict(zip(self._table_names, tables, strict=True))
+
+    def attach_mtp(self, graph: Graph, weights: MtpWeights) -> None:
+        """Make the MTP stage ready to run, and its cache."""
+        cache = draft_cache(self.config, self.engine)
+        draft_kv = self.backend.zeros(self.plan.shape(cache), cache.dtype)
+        self._mtp = self.backend.compile(graph, leaves(weights), {"win_kv": draft_kv})
+
+    def run_mtp(self, request: StepRequest, next_ids: Sequence[int], manager: CacheManager) -> Tensor:
+        """Process a chunk of one request and draft behind each of its tokens: logits for token t + 2 in row t.
+
+        `next_ids` are the ids one position on, one per token of the chunk.
+        """
+        assert self._mtp is not None, "attach_mtp comes first"
+        batch = self._batch([request], manager)
+        _, streams = self.forward(batch)
+        padding = [0] * (batch["input_ids"].shape[0] - len(next_ids))
+        shifted = self.backend.to_device(np.asarray([*next_ids, *padding], dtype=np.int32))
+        return self._mtp(streams, (), batch | {"input_ids": shifted})[0]
+
+    def cache_bytes(self) -> int:
+        """Bytes of the cache tensors as allocated."""
+        return sum(tensor.nbytes for layer in self.caches for tensor in layer.values())

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token ids from logits, outside the graph. Random numbers depend on the request's seed and the position alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from ascend_dsv4.backend.base import Backend, Tensor
+
+
+class Sampling(Protocol):
+    """What the sampler reads of a request's sampling parameters."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+
+
+def uniform(seed: int, position: int) -> float:
+    """The random number of a position: Philox, keyed by the seed, counted by the position."""
+    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+
+
+def sample(
+    backend: Backend, logits: Tensor, params: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
+) -> np.ndarray:
+    """One id per row, int32. `positions` are those of the drawn tokens."""
+    columns = (
+        np.asarray([p.temperature for p in params], np.float32),
+        np.asarray([p.top_k for p in params], np.int32),
+        np.asarray([p.top_p for p in params], np.float32),
+        np.asarray([p.min_p for p in params], np.float32),
+        np.asarray([uniform(*key) for key in zip(seeds, positions, strict=True)], np.float64),
+    )
+    ids, _ = backend.bound_ops().sample(logits, *map(backend.to_device, columns))
+    return backend.to_host(ids)

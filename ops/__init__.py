@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators: one folder each with contract (`__init__.py`), plain-torch reference (`reference.py`) and cases (`cases.py`).
+
+This module lists them and imports nothing else, so that reading a contract never loads a framework.
+"""
+
+if __name__ == "ops":
+    raise ImportError(
+        "the operator library is imported as `ascend_dsv4.ops`, never as `ops` (two names would mean two registries). "
+        "Install the project with `pip install --use-pep517 -e .`; the legacy editable install does not map this folder."
+    )
+
+OP_NAMES = (
+    "compress_kv",
+    "embed",
+    "expert_mlp",
+    "grouped_linear",
+    "hc_head",
+    "hc_post",
+    "hc_pre",
+    "index_topk",
+    "linear",
+    "logits",
+    "moe_combine",
+    "moe_dispatch",
+    "rms_norm",
+    "rope",
+    "route",
+    "sample",
+    "sparse_attention",
+    "step_metadata",
+    "store_kv",
+    "swiglu",
+)

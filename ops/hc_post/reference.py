@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reference of `hc_post`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ascend_dsv4.ops.hc_post import SPEC
+from ascend_dsv4.ops.registry import implements
+from ascend_dsv4.ops.rowwise import accumulate_dtype
+
+
+@implements(SPEC, "reference")
+def hc_post(x: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
+    dtype = accumulate_dtype(streams)
+    wide, out, weights = streams.to(dtype), x.to(dtype), comb.to(dtype)
+    mixed = []
+    for j in range(streams.shape[1]):
+        total = post[:, j, None].to(dtype) * out
+        for i in range(streams.shape[1]):
+            total = total + weights[:, i, j, None] * wide[:, i]
+        mixed.append(total)
+    return torch.stack(mixed, dim=1).to(streams.dtype)

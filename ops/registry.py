@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which function implements which operator. `bind` resolves a whole set once at start-up; nothing is chosen per call."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+from ascend_dsv4.errors import UnsupportedError
+from ascend_dsv4.ops import OP_NAMES
+from ascend_dsv4.ops.spec import Implementation, OpSpec
+
+_SPECS: dict[str, OpSpec] = {}
+_IMPLEMENTATIONS: dict[tuple[str, str], Implementation] = {}
+
+F = TypeVar("F", bound=Implementation)
+
+
+def define(spec: OpSpec) -> OpSpec:
+    """Register a contract. A second one under the same name is a programming error."""
+    if spec.name in _SPECS:
+        raise ValueError(f"operator {spec.name!r} is defined twice")
+    _SPECS[spec.name] = spec
+    return spec
+
+
+def implements(spec: OpSpec, implementation: str) -> Callable[[F], F]:
+    """Decorator: register a function as `implementation` ("reference", "native", …) of an operator."""
+
+    def register(function: F) -> F:
+        if (spec.name, implementation) in _IMPLEMENTATIONS:
+            raise ValueError(f"operator {spec.name!r} has two implementations called {implementation!r}")
+        _IMPLEMENTATIONS[spec.name, implementation] = function
+        return function
+
+    return register
+
+
+def get_spec(name: str) -> OpSpec:
+    """The contract of one operator."""
+    if name not in OP_NAMES:
+        raise UnsupportedError(f"no operator is called {name!r}; there are: {', '.join(OP_NAMES)}")
+    importlib.import_module(f"ascend_dsv4.ops.{name}")
+    return _SPECS[name]
+
+
+def get_implementation(name: str, implementation: str) -> Implementation:
+    """One implementation, imported on demand. "module:function" names anybody's own."""
+    spec = get_spec(name)
+    if ":" in implementation:
+        module, _, function = implementation.partition(":")
+        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+    if implementation not in IMPLEMENTATION_MODULES:
+        raise UnsupportedError(
+            f"operator {name!r}: unknown implementation {implementation!r}; known: {', '.join(IMPLEMENTATION_MODULES)}, "
+            "or module:function"
+        )
+    importlib.import_module(f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}")
+    return _IMPLEMENTATIONS[spec.name, implementation]
+
+
+IMPLEMENTATION_MODULES: Mapping[str, str] = {"reference": "reference"}
+"""Implementation name → module inside each operator's folder."""
+
+OP_SETS: Mapping[str, str] = {"auto": "reference", "reference": "reference"}
+"""What the option `ops` accepts → the implementation it resolves to."""
+
+
+class BoundOps:
+    """Operators as attributes: `ops.rms_norm(x, weight, eps)`. Written caches come back as handles to rebind."""
+
+    def __init__(self, functions: Mapping[str, Implementation], implementation: str) -> None:
+        self.functions = dict(functions)
+        self.implementation = implementation
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        try:
+            function = self.functions[name]
+        except KeyError:
+            raise AttributeError(f"operator {name!r} is not bound") from None
+        spec = get_spec(name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            tensors, attrs = spec.bind(args, kwargs)
+            outs = function(*tensors, **attrs)
+            if not spec.mutates:
+                return outs
+            written = tuple(tensors[list(spec.args).index(name)] for name in spec.mutates)
+            return written[0] if len(written) == 1 else written
+
+        return call
+
+
+def bind(ops: str, names: Iterable[str] = OP_NAMES) -> BoundOps:
+    """Resolve an op set. Raises UnsupportedError that lists every operator without an implementation at once."""
+    if ops not in OP_SETS:
+        raise UnsupportedError(f"ops={ops!r}: no such op set; choose one of {', '.join(OP_SETS)}")
+    implementation = OP_SETS[ops]
+    functions: dict[str, Implementation] = {}
+    missing = []
+    for name in names:
+        try:
+            functions[name] = get_implementation(name, implementation)
+        except (KeyError, ModuleNotFoundError):
+            missing.append(name)
+    if missing:
+        raise UnsupportedError(f"ops={ops!r}: no {implementation!r} implementation of {', '.join(missing)}")
+    return BoundOps(functions, implementation)

