@@ -40,7 +40,7 @@ def _e4m3fn_values() -> NDArray[np.float32]:
 
 def _e8m0_values() -> NDArray[np.float32]:
     # Code 0 is 2^-127, a float32 subnormal: shifting the byte into the exponent field would give 0 instead.
-    finite = np.ldexp(np.float32(1.0), np.arange(E8M0_NAN) - E8M0_BIAS)
+    finite = np.ldexp(np.ones(E8M0_NAN, dtype=np.float32), np.arange(E8M0_NAN) - E8M0_BIAS)
     return np.append(finite, np.float32(np.nan)).astype(np.float32)
 
 
@@ -124,7 +124,8 @@ def round_groups(x: torch.Tensor, group: int, grid: RoundingGrid) -> torch.Tenso
     padded = torch.nn.functional.pad(work, (0, num_groups * group - width))
     groups = padded.reshape(*x.shape[:-1], num_groups, group)
     scale = _power_of_two_scale(groups.abs().amax(-1, keepdim=True), grid)
-    scaled = (groups / scale).clamp(-grid.max_value, grid.max_value)
+    # At most max_value but for the rounding of the product in the scale, and what little exceeds it rounds back to it.
+    scaled = groups / scale
     step = _power_of_two_floor(scaled).clamp_min(2.0**grid.min_exponent) * 2.0**-grid.mantissa_bits
     rounded = torch.round(scaled / step) * step * scale  # torch.round takes ties to even; the other steps are exact
     return rounded.flatten(-2)[..., :width].to(x.dtype)

@@ -328,7 +328,7 @@ def test_absurd_values_are_shown_shortened() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("layer_types", ["sliding_attention", "full_attention", "sliding_attention"], "compress_ratios[1]='full_attention'"),
+        ("layer_types", ["sliding_attention", "full", "sliding_attention"], "compress_ratios[1]='full'"),
         ("layer_types", ["sliding_attention"] * 2, "one entry per"),
         ("layer_types", [[], {}, None], "compress_ratios[0]"),
         ("mlp_layer_types", ["hash_moe", "dense", "moe"], "mlp_layer_types[1]='dense'"),

@@ -451,6 +451,19 @@ class TestValidate:
         with pytest.raises(CheckpointError, match=r"norm.weight \(got F32, expected BF16\)"):
             validate(plain)
 
+    def test_released_draft_stages_must_be_there(self, plain: Path) -> None:
+        header, data = read_raw(plain / "model.safetensors")
+        kept = [name for name in header if name != "__metadata__" and not name.startswith("mtp.")]
+        tensors = {
+            name: (header[name]["dtype"], header[name]["shape"], data[slice(*header[name]["data_offsets"])])
+            for name in kept
+        }
+        write_tensors(plain / "model.safetensors", tensors)
+        assert not Checkpoint.open(plain).has_draft
+        num_drafts = len(header) - len(kept) - 1
+        with pytest.raises(CheckpointError, match=f" {num_drafts - 2} missing"):  # two of them are aliases
+            validate(plain)
+
     def test_released_draft_stages_must_be_whole(self, folder: Path) -> None:
         specs, aliases = model_of(folder)
         (folder / INDEX_NAME).unlink()
@@ -478,6 +491,21 @@ class TestAliases:
         _, aliases = model_of(folder)
         status = {"mtp.0.emb.tok_emb.weight": "identical", "mtp.0.head.weight": "different"}
         assert Checkpoint.open(folder).alias_status(aliases) == status
+
+    @pytest.mark.parametrize("position", [0, 1 << 24, (1 << 24) + 7])
+    def test_large_tensors_are_compared_to_the_end(self, tmp_path: Path, position: int) -> None:
+        size = (1 << 24) + 8
+        path = write_tensors(tmp_path / "model.safetensors", {"a": ("U8", [size], b""), "b": ("U8", [size], b"")})
+        header, _ = read_raw(path)
+        header["a"]["data_offsets"], header["b"]["data_offsets"] = [0, size], [size, 2 * size]
+        text = json.dumps(header).encode()
+        write_raw(path, text, b"")
+        os.truncate(path, 8 + len(text) + 2 * size)
+        assert Checkpoint.open(tmp_path).alias_status({"b": "a"}) == {"b": "identical"}
+        with path.open("r+b") as file:
+            file.seek(8 + len(text) + size + position)
+            file.write(b"x")
+        assert Checkpoint.open(tmp_path).alias_status({"b": "a"}) == {"b": "different"}
 
     def test_absent_is_fine(self, folder: Path) -> None:
         header, data = read_raw(folder / SHARDS[1])
