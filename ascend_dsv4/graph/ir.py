@@ -60,7 +60,12 @@ class Graph:
 
     def weight_bytes(self) -> int:
         """Bytes of the weights this graph reads."""
-        return sum(v.type.num_bytes() for path, v in self.inputs.items() if path.startswith("w."))
+        return sum(value.type.num_bytes() for path, value in self.inputs.items() if is_weight(path))
+
+
+def is_weight(path: str) -> bool:
+    """Whether an input of this path is a weight."""
+    return path == "w" or path.startswith("w.")
 
 
 def infer_builtin(op: str, args: tuple[Any, ...]) -> TensorType:
@@ -122,9 +127,8 @@ def _indexed(tensor: TensorType, index: Any) -> tuple[Dim, ...]:
 
 def format_graph(graph: Graph) -> str:
     """The graph as text, one line a node, for people."""
-    weights = {path: v for path, v in graph.inputs.items() if path.startswith("w.")}
     lines = [f"graph {graph.name}: {len(graph.nodes)} nodes, {graph.weight_bytes():,} weight bytes"]
-    lines += [f"  in   {path}: {value.type}" for path, value in graph.inputs.items() if path not in weights]
+    lines += [f"  in   {path}: {value.type}" for path, value in graph.inputs.items() if not is_weight(path)]
     scope = None
     for node in graph.nodes:
         if node.scope != scope:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.errors import CapacityError
+from ascend_dsv4.errors import CapacityError, ConfigError
 from ascend_dsv4.model.weights import compressor_roles
 from ascend_dsv4.ops.spec import DTYPE_BYTES
 
@@ -118,8 +118,16 @@ class CachePlan:
 
 
 def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
-    """Sizes for these options. Raises CapacityError if one sequence of max_model_len tokens cannot fit."""
+    """Sizes for these options.
+
+    Raises ConfigError if max_model_len exceeds the model's positions, CapacityError if one such sequence cannot fit.
+    """
     max_len = engine.max_model_len or config.max_position_embeddings
+    if max_len > config.max_position_embeddings:
+        raise ConfigError(
+            f"max_model_len={max_len}: the model allows at most {config.max_position_embeddings} positions "
+            "(max_position_embeddings; its rotary tables are not trained beyond). Lower max_model_len."
+        )
     total = engine.max_total_tokens or max_len
     if total < max_len:
         raise CapacityError(

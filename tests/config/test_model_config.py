@@ -117,6 +117,7 @@ def test_released_values() -> None:
     flash, pro = (ModelConfig.from_file(MODELS / f"{name}.json") for name in ("v4_flash", "v4_pro"))
     assert flash.rope_scaling == YarnScaling(16.0, 32.0, 1.0, 65536)
     assert (flash.rope_theta, flash.compress_rope_theta) == (10000.0, 160000.0)
+    assert isinstance(flash.rope_theta, float)  # the file has an integer
     assert (flash.weight_block_size, flash.expert_dtype, flash.is_quantized) == ((128, 128), "fp4", True)
     assert (flash.bos_token_id, flash.eos_token_id) == (0, (1,))
     assert (flash.hc_eps, flash.rms_norm_eps, flash.swiglu_limit) == (1e-6, 1e-6, 10.0)
@@ -253,7 +254,7 @@ def test_other_architectures(value: object) -> None:
         ("n_shared_experts", 2), ("expert_dtype", "fp8"), ("quantization_config.quant_method", "gptq"),
         ("quantization_config.scale_fmt", "float"), ("quantization_config.fmt", "e5m2"),
         ("quantization_config.activation_scheme", "static"), ("rope_scaling.type", "linear"),
-        ("rope_scaling.attention_factor", 1.277), ("rope_scaling.mscale", 1.0), ("compress_rate_csa", 8),
+        ("attention_bias", 0), ("norm_topk_prob", 1), ("n_shared_experts", True), ("rope_scaling.attention_factor", 1.277), ("rope_scaling.mscale", 1.0), ("compress_rate_csa", 8),
     ],
 )
 def test_different_maths_is_unsupported(path: str, value: object) -> None:
@@ -369,6 +370,13 @@ def test_all_problems_at_once() -> None:
     assert "5 problems" in message
     for words in ("hidden_size=-1", "typo", "attention_bias=True", "compress_ratios or", "rope_scaling.factor=0"):
         assert words in message
+
+
+def test_kind_of_error() -> None:
+    """Unsupported only if nothing is plainly wrong, whatever comes first."""
+    refused(tiny() | {"attention_bias": True, "norm_topk_prob": False}, UnsupportedError)
+    refused(tiny() | {"typo": 0, "norm_topk_prob": False}, ConfigError)
+    refused(tiny() | {"attention_bias": True, "bos_token_id": 64}, ConfigError)
 
 
 def test_not_an_object() -> None:

@@ -46,11 +46,11 @@ def loaded(transformers: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def model(transformers: Any, loaded: dict[str, Any], golden_v4: Path) -> Any:
+def model(transformers: Any, loaded: dict[str, Any], full_golden_v4: Path) -> Any:
     """The golden model, loaded from its released names by transformers' own conversion."""
     if "model" not in loaded:
         auto = transformers.AutoModelForCausalLM
-        loaded["model"] = auto.from_pretrained(golden_v4 / "bf16", dtype="auto")
+        loaded["model"] = auto.from_pretrained(full_golden_v4 / "bf16", dtype="auto")
     return loaded["model"]
 
 
@@ -68,24 +68,24 @@ def assert_same_tensors(renamed: Checkpoint, released: Checkpoint) -> None:
 
 
 class TestAgainstTransformers:
-    def test_module_tree(self, model: Any, golden_v4: Path, tmp_path: Path) -> None:
+    def test_module_tree(self, model: Any, full_golden_v4: Path, tmp_path: Path) -> None:
         save_file(
             {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors"
         )
-        shutil.copy(golden_v4 / "bf16" / "config.json", tmp_path)
-        renamed, released = Checkpoint.open(tmp_path), Checkpoint.open(golden_v4 / "bf16")
+        shutil.copy(full_golden_v4 / "bf16" / "config.json", tmp_path)
+        renamed, released = Checkpoint.open(tmp_path), Checkpoint.open(full_golden_v4 / "bf16")
         assert (renamed.layout, renamed.has_draft) == ("transformers", False)
         assert_same_tensors(renamed, released)
         config = ModelConfig.from_file(tmp_path)
         assert config.num_draft_stages == 1
         renamed.validate(inventory(config), optional_aliases(config))
 
-    def test_save_pretrained(self, model: Any, golden_v4: Path, tmp_path: Path) -> None:
+    def test_save_pretrained(self, model: Any, full_golden_v4: Path, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path)
         renamed = Checkpoint.open(tmp_path)
         assert (renamed.layout, renamed.has_draft) == ("transformers", False)
-        assert_same_tensors(renamed, Checkpoint.open(golden_v4 / "bf16"))
-        for folder in (tmp_path, golden_v4 / "bf16"):  # with the configuration it wrote, and with the released one
+        assert_same_tensors(renamed, Checkpoint.open(full_golden_v4 / "bf16"))
+        for folder in (tmp_path, full_golden_v4 / "bf16"):  # with the configuration it wrote, and with the released one
             config = ModelConfig.from_file(folder)
             renamed.validate(inventory(config), optional_aliases(config))
 
@@ -198,7 +198,7 @@ class TestNames:
         }
         assert detect_layout(entries) == "released"
         assert released_view(entries, "released") == entries
-        assert detect_layout(Checkpoint.open(golden_v4 / "bf16").names()) == "released"
+        assert detect_layout(Checkpoint.open(golden_v4 / "fp8_fp4").names()) == "released"
 
     def test_scale_names(self) -> None:
         assert scale_name_candidates("a.b.weight") == ("a.b.scale", "a.b.weight_scale_inv")

@@ -67,8 +67,8 @@ def block_of(sample: BlockSample, values: np.ndarray) -> np.ndarray:
     return values[row * rows : (row + 1) * rows, column * cols : (column + 1) * cols].astype(np.float64)
 
 
-def test_blocks_equal_the_plain_copy(folder: Path, golden_v4: Path) -> None:
-    plain, quantised = Checkpoint.open(golden_v4 / "bf16"), Checkpoint.open(folder)
+def test_blocks_equal_the_plain_copy(folder: Path, full_golden_v4: Path) -> None:
+    plain, quantised = Checkpoint.open(full_golden_v4 / "bf16"), Checkpoint.open(folder)
     report = probe(folder, num_blocks=40)
     assert len(report.blocks) == 40
     assert [sample.dtype for sample in report.blocks].count("I8") == 20
@@ -85,8 +85,8 @@ def test_blocks_equal_the_plain_copy(folder: Path, golden_v4: Path) -> None:
         assert sample.scale_exponent == int(code) - 127
 
 
-def test_first_layer_equals_the_plain_copy(folder: Path, golden_v4: Path) -> None:
-    plain = Checkpoint.open(golden_v4 / "bf16")
+def test_first_layer_equals_the_plain_copy(folder: Path, full_golden_v4: Path) -> None:
+    plain = Checkpoint.open(full_golden_v4 / "bf16")
     report = probe(folder)
     expected = [name for name in plain.names() if name.startswith("layers.0.")]
     expected = [name for name in expected if ".experts." not in name or ".experts.0." in name]
@@ -182,8 +182,8 @@ def test_differing_alias(folder: Path) -> None:
     assert "alias mtp.0.head.weight: different" in report.lines()
 
 
-def test_plain_checkpoint(golden_v4: Path) -> None:
-    report = probe(golden_v4 / "bf16")
+def test_plain_checkpoint(full_golden_v4: Path) -> None:
+    report = probe(full_golden_v4 / "bf16")
     assert report.is_expected
     assert report.blocks == ()
     assert len(report.first_layer) > 20

@@ -93,8 +93,8 @@ class TestTables:
             with pytest.raises(ValueError, match="read-only"):
                 table[0] = 1.0
 
-    def test_tables_equal_a_third_party_port(self, golden_v4: Path) -> None:
-        units = load_file(_golden(golden_v4, "v41/quant_units.safetensors"))
+    def test_tables_equal_a_third_party_port(self, full_golden_v4: Path) -> None:
+        units = load_file(_golden(full_golden_v4, "v41/quant_units.safetensors"))
         expected = units["codes.fp8_e4m3_all_bytes_as_f32"].numpy()
         finite = expected < 1e29  # NaN is written as 1e30 there
         assert finite.sum() == 254
@@ -269,8 +269,8 @@ class TestRoundToGrid:
         assert torch.equal(fp8_blockwise.round_to_grid(x, 64), (codes.float() * scale).flatten(-2))
 
     @pytest.mark.parametrize("kind", ["f32", "bf16"])
-    def test_third_party_quantisers(self, golden_v4: Path, kind: str) -> None:
-        units = load_file(_golden(golden_v4, "v41/quant_units.safetensors"))
+    def test_third_party_quantisers(self, full_golden_v4: Path, kind: str) -> None:
+        units = load_file(_golden(full_golden_v4, "v41/quant_units.safetensors"))
         x = units["x" if kind == "f32" else "x_bf16"]
         assert torch.equal(fp8_blockwise.round_to_grid(x, 32), units[f"{kind}.fp8_b32.fake"])
         assert torch.equal(fp4.round_to_grid(x), units[f"{kind}.fp4_b32_e8m0.fake"])
@@ -362,10 +362,10 @@ class TestHadamard:
     ],
 )
 def test_released_storage_decodes_to_the_plain_copy(
-    golden_v4: Path, quantised: str, plain: str, block: tuple[int, int]
+    full_golden_v4: Path, quantised: str, plain: str, block: tuple[int, int]
 ) -> None:
-    stored = Checkpoint.open(_golden(golden_v4, quantised))
-    expected = Checkpoint.open(_golden(golden_v4, plain))
+    stored = Checkpoint.open(_golden(full_golden_v4, quantised))
+    expected = Checkpoint.open(_golden(full_golden_v4, plain))
     num_decoded = 0
     for name in expected.names():
         scale = stored.scale_name(name)
@@ -383,8 +383,8 @@ def test_released_storage_decodes_to_the_plain_copy(
     assert num_decoded > 100
 
 
-def _golden(golden_v4: Path, name: str) -> Path:
-    path = golden_v4.parent / name
+def _golden(full_golden_v4: Path, name: str) -> Path:
+    path = full_golden_v4.parent / name
     if not path.exists():
         pytest.skip(f"{name} is not among the golden files")
     return path
