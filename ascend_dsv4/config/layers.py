@@ -31,3 +31,8 @@ def layer_specs(config: ModelConfig) -> tuple[LayerSpec, ...]:
     """The backbone's layers in order."""
     kinds = zip(config.layer_types, config.compress_ratios, config.mlp_layer_types, strict=True)
     return tuple(LayerSpec(*kind) for kind in kinds)
+
+
+def compressor_roles(ratio: int) -> int:
+    """Series of channels a compressor projects: two where windows overlap (ratio 4), one where they do not."""
+    return 2 if ratio == 4 else 1

@@ -106,17 +106,17 @@ _FIXED_VALUES: Final[Mapping[str, tuple[object, ...]]] = {
 # Keys of config.json. First those named as in the dataclass, with the default of the released code (None: required).
 _PLAIN_KEYS: Final[Mapping[str, float | None]] = {
     **{key: None for key in _INT_LIMITS if key not in ("num_draft_stages", "qk_rope_head_dim")},
-    **{key: None for key in ("routed_scaling_factor", "swiglu_limit")},
-    **{key: None for key in ("n_shared_experts", "scoring_func", "norm_topk_prob")},
+    **dict.fromkeys(("routed_scaling_factor", "swiglu_limit", "n_shared_experts", "scoring_func", "norm_topk_prob")),
     "hc_eps": 1e-6,
     "rms_norm_eps": 1e-6,
 }
-_READ_KEYS: Final = frozenset(
-    "architectures model_type eos_token_id compress_ratios layer_types compress_rates num_hash_layers mlp_layer_types "
-    "n_mtp_layers num_nextn_predict_layers qk_rope_head_dim partial_rotary_factor rope_theta compress_rope_theta "
-    "rope_scaling rope_parameters quantization_config expert_dtype dspark_block_size dspark_noise_token_id "
-    "dspark_target_layer_ids dspark_markov_rank".split()
-)
+_READ_KEYS: Final = frozenset({
+    "architectures", "model_type", "eos_token_id", "compress_ratios", "layer_types", "compress_rates",
+    "num_hash_layers", "mlp_layer_types", "n_mtp_layers", "num_nextn_predict_layers", "qk_rope_head_dim",
+    "partial_rotary_factor", "rope_theta", "compress_rope_theta", "rope_scaling", "rope_parameters",
+    "quantization_config", "expert_dtype", "dspark_block_size", "dspark_noise_token_id", "dspark_target_layer_ids",
+    "dspark_markov_rank",
+})
 # Keys with the one value that this model definition stands for.
 _FIXED_KEYS: Final[Mapping[str, tuple[object, ...]]] = {
     "attention_bias": (False,),
@@ -153,13 +153,14 @@ _ALIAS_KEYS: Final[Mapping[str, str]] = {
     "intermediate_size": "moe_intermediate_size",
 }
 # Training, bookkeeping and loading hints, without effect on what the model computes.
-_HARMLESS_KEYS: Final = frozenset(
-    "_name_or_path _attn_implementation _commit_hash attn_implementation attention_dropout aux_loss_alpha auto_map "
-    "chunk_size_feed_forward dtype ep_size finetuning_task id2label initializer_range label2id output_attentions "
-    "output_hidden_states output_router_logits pad_token_id prefix pretraining_tp problem_type return_dict "
-    "router_aux_loss_coef router_jitter_noise seq_aux task_specific_params tokenizer_class torch_dtype torchscript "
-    "transformers_version use_cache".split()
-)
+_HARMLESS_KEYS: Final = frozenset({
+    "_name_or_path", "_attn_implementation", "_commit_hash", "attn_implementation", "attention_dropout",
+    "aux_loss_alpha", "auto_map", "chunk_size_feed_forward", "dtype", "ep_size", "finetuning_task", "id2label",
+    "initializer_range", "label2id", "output_attentions", "output_hidden_states", "output_router_logits",
+    "pad_token_id", "prefix", "pretraining_tp", "problem_type", "return_dict", "router_aux_loss_coef",
+    "router_jitter_noise", "seq_aux", "task_specific_params", "tokenizer_class", "torch_dtype", "torchscript",
+    "transformers_version", "use_cache",
+})
 _KNOWN_KEYS: Final = _READ_KEYS.union(_PLAIN_KEYS, _FIXED_KEYS, _HARMLESS_KEYS, _ALIAS_KEYS)
 
 
@@ -584,4 +585,5 @@ def _are_in_limits(
         where = prefix[:-1]
         problems.add(where, value, f"a {kind.__name__} or None", "its values belong together", f"Correct {where}.")
         return False
-    return all([check_number(problems, prefix + name, getattr(value, name), limits[name]) for name in limits])
+    fits = [check_number(problems, prefix + name, getattr(value, name), limits[name]) for name in limits]
+    return all(fits)  # after all of them were reported

@@ -15,10 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ascend_dsv4.config.engine_config import EngineConfig
-from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, layer_specs
+from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, compressor_roles, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import CapacityError, ConfigError
-from ascend_dsv4.model.weights import compressor_roles
 from ascend_dsv4.ops.spec import DTYPE_BYTES
 
 CACHE_DTYPES = {"float32": "float32", "bf16": "bfloat16", "packed": "uint8"}

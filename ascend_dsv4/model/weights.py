@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, layer_specs
+from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, compressor_roles, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.model.rotary import inv_freq
 from ascend_dsv4.ops.spec import Dim, TensorType
@@ -277,11 +277,6 @@ class _Builder:
             layer=self.layer("mtp.0", DRAFT_LAYER),
             head=self.head("mtp.0."),
         )
-
-
-def compressor_roles(ratio: int) -> int:
-    """Series of channels a compressor projects: two where windows overlap (ratio 4), one where they do not."""
-    return 2 if ratio == 4 else 1
 
 
 def mtp_weights(config: ModelConfig, weight_format: WeightFormat) -> MtpWeights:

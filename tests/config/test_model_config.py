@@ -131,13 +131,17 @@ def test_released_values() -> None:
         assert differing(*pair) == {"num_draft_stages", "draft_method", "dspark"}
 
 
-def test_goldens(golden_v4: Path) -> None:
-    plain = ModelConfig.from_file(golden_v4 / "bf16")
+def test_quantised_golden(golden_v4: Path) -> None:
     packed = ModelConfig.from_file(golden_v4 / "fp8_fp4" / "config.json")
-    assert differing(plain, packed) == {"weight_block_size", "expert_dtype"}
-    assert (plain.is_quantized, packed.is_quantized) == (False, True)
+    assert (packed.is_quantized, packed.weight_block_size, packed.expert_dtype) == (True, (128, 128), "fp4")
     assert packed.compress_ratios == (0, 4, 128, 4, 128, 4)
     assert packed.rope_scaling == YarnScaling(4.0, 32.0, 1.0, 256)
+
+
+def test_plain_golden(full_golden_v4: Path) -> None:
+    plain, packed = (ModelConfig.from_file(full_golden_v4 / folder) for folder in ("bf16", "fp8_fp4"))
+    assert not plain.is_quantized
+    assert differing(plain, packed) == {"weight_block_size", "expert_dtype"}
 
 
 def test_both_spellings_are_equal() -> None:
@@ -158,13 +162,15 @@ def test_transformers_round_trip(name: str, tmp_path: Path) -> None:
     assert read(saved | {"n_mtp_layers": len(ours["compress_ratios"]) - ours["num_hidden_layers"]}) == read(ours)
 
 
-@pytest.mark.parametrize("folder", ["bf16", "fp8_fp4"])
-def test_transformers_round_trip_of_goldens(folder: str, golden_v4: Path, tmp_path: Path) -> None:
+def test_transformers_round_trip_of_goldens(golden_v4: Path, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     if not hasattr(transformers, "DeepseekV4Config"):
         pytest.skip("this transformers has no DeepseekV4Config")
-    transformers.AutoConfig.from_pretrained(golden_v4 / folder).save_pretrained(tmp_path)
-    assert ModelConfig.from_file(tmp_path) == ModelConfig.from_file(golden_v4 / folder)
+    transformers.AutoConfig.from_pretrained(golden_v4 / "fp8_fp4").save_pretrained(tmp_path)
+    assert ModelConfig.from_file(tmp_path) == ModelConfig.from_file(golden_v4 / "fp8_fp4")
+    plain = put(tiny(), "quantization_config", ...)
+    transformers.DeepseekV4Config.from_dict(plain).save_pretrained(tmp_path)
+    assert ModelConfig.from_file(tmp_path) == read(plain)
 
 
 def test_saved_quantization_object(tmp_path: Path) -> None:
@@ -254,7 +260,8 @@ def test_other_architectures(value: object) -> None:
         ("n_shared_experts", 2), ("expert_dtype", "fp8"), ("quantization_config.quant_method", "gptq"),
         ("quantization_config.scale_fmt", "float"), ("quantization_config.fmt", "e5m2"),
         ("quantization_config.activation_scheme", "static"), ("rope_scaling.type", "linear"),
-        ("attention_bias", 0), ("norm_topk_prob", 1), ("n_shared_experts", True), ("rope_scaling.attention_factor", 1.277), ("rope_scaling.mscale", 1.0), ("compress_rate_csa", 8),
+        ("attention_bias", 0), ("norm_topk_prob", 1), ("n_shared_experts", True),
+        ("rope_scaling.attention_factor", 1.277), ("rope_scaling.mscale", 1.0), ("compress_rate_csa", 8),
     ],
 )
 def test_different_maths_is_unsupported(path: str, value: object) -> None:
