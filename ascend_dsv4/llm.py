@@ -23,7 +23,7 @@ from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.deepseek_v4 import ForwardConfig
 from ascend_dsv4.model.inventory import inventory, optional_aliases
-from ascend_dsv4.model.loader import load_weights, stored_bytes
+from ascend_dsv4.model.loader import WeightLoader, resident_bytes
 from ascend_dsv4.model.weights import model_weights, mtp_weights
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
@@ -79,15 +79,16 @@ class LLM:
         self.config = ModelConfig.from_file(Path(model))
         self.backend = make_backend(self.engine_config)
         self.tokenizer = Tokenizer.from_folder(Path(model)) if (Path(model) / "tokenizer.json").exists() else None
-        self._checkpoint = Checkpoint.open(Path(model))
-        self._checkpoint.validate(inventory(self.config), optional_aliases(self.config))
+        checkpoint = Checkpoint.open(Path(model))
+        checkpoint.validate(inventory(self.config), optional_aliases(self.config))
         self._forward = forward_config(self.config, self.engine_config)
         plan = plan_caches(self.config, self.engine_config)
         params = model_weights(self.config, self.engine_config.weights)
-        _check_memory(stored_bytes(self._checkpoint, params), plan, self.backend.memory()[1])
+        _check_memory(resident_bytes(params), plan, self.backend.memory()[1])
         self.graphs = trace_model(self.config, self._forward, params, plan)
-        with _progress_bar(stored_bytes(self._checkpoint, params), show=progress) as advance:
-            loaded = load_weights(self._checkpoint, params, self.backend.parameter, advance)
+        self._loader = WeightLoader(checkpoint, self.backend.parameter)
+        with _progress_bar(self._loader.stored_bytes(params), show=progress) as advance:
+            loaded = self._loader.load(params, advance)
         self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend)
         self.engine = Engine(self.config, self.engine_config, self.runner)
         self._has_mtp = False
@@ -176,7 +177,7 @@ class LLM:
             )
         if not self._has_mtp:
             params = mtp_weights(self.config, self.engine_config.weights)
-            loaded = load_weights(self._checkpoint, params, self.backend.parameter, lambda _: None)
+            loaded = self._loader.load(params, lambda _: None)
             cache = draft_cache(self.config, self.engine_config)
             self.runner.attach_mtp(trace_mtp(self.config, self._forward, params, self.runner.plan, cache), loaded)
             self._has_mtp = True

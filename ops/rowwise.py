@@ -2,7 +2,8 @@
 """Torch primitives whose result for a row does not depend, to the last bit, on the other rows of the call.
 
 The references are built from these and from exactly rounded elementwise arithmetic. What to avoid, and why:
-a matrix product picks its blocking by the number of rows; `sigmoid`, `silu` and `softplus` run a vector kernel on full
+a matrix product picks its blocking by the number of rows, and its kernels for few columns sum in an order that depends on
+where in memory a row begins; `sigmoid`, `silu` and `softplus` run a vector kernel on full
 vectors and a scalar one on the remainder; a sum that leaves a single value is split between threads.
 """
 
@@ -13,6 +14,8 @@ from torch import Tensor
 
 TILE_ROWS = 16
 """Rows of every matrix product; shorter inputs are padded with zeros, so the kernel always sees the same shape."""
+ALIGNED_COLUMNS = 16
+"""Columns between the starts of two rows are a multiple of this: 64 bytes in float32, the widest vector register."""
 
 
 def accumulate_dtype(x: Tensor) -> torch.dtype:
@@ -20,13 +23,19 @@ def accumulate_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
+def aligned_rows(x: Tensor, num_rows: int) -> Tensor:
+    """x [n, width] in fresh memory, with zero rows added up to `num_rows`; every row begins at a multiple of 64 bytes."""
+    width = x.shape[1]
+    rows = x.new_zeros(num_rows, width + -width % ALIGNED_COLUMNS)[:, :width]
+    rows[: x.shape[0]] = x
+    return rows
+
+
 def matmul(x: Tensor, weight: Tensor) -> Tensor:
     """x · weightᵀ in tiles of 16 rows. x [..., in], weight [out, in], both of one dtype → [..., out]."""
     rows = x.reshape(-1, x.shape[-1])
     num_rows = rows.shape[0]
-    padding = -num_rows % TILE_ROWS
-    if padding:
-        rows = torch.cat([rows, rows.new_zeros(padding, rows.shape[1])])
+    rows = aligned_rows(rows, num_rows + -num_rows % TILE_ROWS)
     out = rows.new_empty(rows.shape[0], weight.shape[0])
     transposed = weight.t()
     for start in range(0, rows.shape[0], TILE_ROWS):

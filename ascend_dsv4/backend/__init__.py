@@ -7,13 +7,9 @@ from ascend_dsv4.backend.base import Backend
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.errors import UnsupportedError
 
-RUNNABLE_WEIGHTS = ("released", "fp32", "bf16")
-
 
 def make_backend(engine: EngineConfig) -> Backend:
     """The backend these options ask for. Raises UnsupportedError for what this version cannot run."""
-    if engine.weights not in RUNNABLE_WEIGHTS:
-        raise UnsupportedError(f"weights={engine.weights!r}: this version runs {', '.join(RUNNABLE_WEIGHTS)}")
     if engine.backend == "cpu":
         from ascend_dsv4.backend.cpu import CpuBackend
 

@@ -37,7 +37,7 @@ class CacheSpec:
 
     @property
     def row_bytes(self) -> int:
-        return math.prod(self.row_shape) * DTYPE_BYTES[self.dtype]
+        return math.prod(self.row_shape) * int(DTYPE_BYTES[self.dtype])
 
     @property
     def block_bytes(self) -> int:

@@ -73,7 +73,7 @@ class CacheManager:
         """Slots of these positions in window caches, int32."""
         held, size = self.requests[request_id].window, self.plan.window_block_size
         blocks = np.asarray([held[index] for index in (positions // size).tolist()], dtype=np.int32)
-        return blocks * size + positions % size
+        return np.asarray(blocks * size + positions % size, dtype=np.int32)
 
     def entry_slots(self, request_id: int, positions: np.ndarray, ratio: int) -> np.ndarray:
         """Slot of the entry that each position closes, -1 where it closes none. int32."""

@@ -87,9 +87,10 @@ def decoder_layer(
 
 def hyper_connection(ops: Any, cfg: Any, w: HyperConnection, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Input of a sub-layer, and how its output returns to the streams."""
-    return ops.hc_pre(
+    x, post, comb = ops.hc_pre(
         streams, *w, sinkhorn_iters=cfg.hc_sinkhorn_iters, hc_eps=cfg.hc_eps, norm_eps=cfg.rms_norm_eps
-    )  # type: ignore[no-any-return]
+    )
+    return x, post, comb
 
 
 def head(

@@ -17,38 +17,52 @@ _RAW = {
     ("I8", "int8"), ("U8", "int8"),
 }  # fmt: skip
 """Stored dtype → resident dtype pairs that share their bits."""
-_BITS = {"bfloat16": np.uint16, "float8_e4m3fn": np.uint8, "uint8": np.uint8, "int8": np.int8, "float32": np.float32}
+_BITS: dict[str, np.dtype[Any]] = {
+    name: np.dtype(bits)
+    for name, bits in (("bfloat16", "u2"), ("float8_e4m3fn", "u1"), ("uint8", "u1"), ("int8", "i1"), ("float32", "f4"))
+}
+"""Resident dtype → numpy dtype of its stored bits."""
 
-W = TypeVar("W", ModelWeights, MtpWeights)
+Tree = TypeVar("Tree", ModelWeights, MtpWeights)
 MakeParameter = Callable[[str, str, tuple[int, ...], np.ndarray], Any]
+"""(name, dtype, shape, stored bits) → backend tensor."""
 
 
-def load_weights(
-    checkpoint: Checkpoint, params: W, parameter: MakeParameter, progress: Callable[[int], None]
-) -> W:
-    """The parameter tree with backend tensors in place of `Param` and `Constant`.
+class WeightLoader:
+    """Turns parameter trees into trees of backend tensors. A parameter that occurs again is the same tensor."""
 
-    `parameter(name, dtype, shape, data)` makes a backend tensor; equal parameters are made once. `progress` is called with
-    the checkpoint bytes of each parameter when it is done.
-    """
-    made: dict[Param, Any] = {}
+    def __init__(self, checkpoint: Checkpoint, parameter: MakeParameter) -> None:
+        self._checkpoint = checkpoint
+        self._parameter = parameter
+        self._made: dict[Param, Any] = {}
 
-    def load(path: str, leaf: Param | Constant) -> Any:
-        shape = tuple(int(dim) for dim in leaf.type.shape)
-        if isinstance(leaf, Constant):
-            return parameter(path, leaf.type.dtype, shape, leaf.array)
-        if leaf not in made:
-            made[leaf] = parameter(path, leaf.type.dtype, shape, read_parameter(checkpoint, leaf))
-            progress(sum(checkpoint.entry(name).num_bytes for name in leaf.names))
-        return made[leaf]
+    def load(self, params: Tree, progress: Callable[[int], None]) -> Tree:
+        """`params` with tensors in place of `Param` and `Constant`. `progress` is called with the checkpoint bytes of each
+        parameter when it is done."""
 
-    return map_leaves(load, params, is_parameter)  # type: ignore[no-any-return]
+        def load(path: str, leaf: Param | Constant) -> Any:
+            shape = tuple(int(dim) for dim in leaf.type.shape)
+            if isinstance(leaf, Constant):
+                return self._parameter(path, leaf.type.dtype, shape, leaf.array)
+            if leaf not in self._made:
+                self._made[leaf] = self._parameter(path, leaf.type.dtype, shape, read_parameter(self._checkpoint, leaf))
+                progress(self._stored_bytes(leaf))
+            return self._made[leaf]
+
+        return map_leaves(load, params, is_parameter)  # type: ignore[no-any-return]
+
+    def stored_bytes(self, params: ModelWeights | MtpWeights) -> int:
+        """Checkpoint bytes that `load` will report in total."""
+        wanted = {leaf for leaf in leaves(params, is_parameter).values() if isinstance(leaf, Param)}
+        return sum(self._stored_bytes(param) for param in wanted - self._made.keys())
+
+    def _stored_bytes(self, param: Param) -> int:
+        return sum(self._checkpoint.entry(name).num_bytes for name in param.names)
 
 
-def stored_bytes(checkpoint: Checkpoint, params: ModelWeights | MtpWeights) -> int:
-    """Checkpoint bytes that `load_weights` reports in total."""
-    wanted = {leaf for leaf in leaves(params, is_parameter).values() if isinstance(leaf, Param)}
-    return sum(checkpoint.entry(name).num_bytes for param in wanted for name in param.names)
+def resident_bytes(params: ModelWeights | MtpWeights) -> int:
+    """Bytes of the tensors that `WeightLoader.load` makes."""
+    return sum(leaf.type.num_bytes() for leaf in set(leaves(params, lambda item: isinstance(item, Param)).values()))
 
 
 def read_parameter(checkpoint: Checkpoint, param: Param) -> np.ndarray:
@@ -68,8 +82,7 @@ def read_parameter(checkpoint: Checkpoint, param: Param) -> np.ndarray:
 def _convert(checkpoint: Checkpoint, name: str, param: Param) -> np.ndarray:
     stored, resident = checkpoint.entry(name).dtype, param.type.dtype
     if (stored, resident) in _RAW:
-        array = checkpoint.array(name)
-        return array.view(_BITS[resident]) if resident in _BITS and array.dtype.itemsize == _BITS[resident]().itemsize else array
+        return checkpoint.array(name).view(_BITS[resident])
     if stored == "I64":
         return checkpoint.array(name).astype(np.int32)
     values = checkpoint.read_float32(name, param.block)

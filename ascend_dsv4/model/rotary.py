@@ -20,9 +20,9 @@ def inv_freq(config: ModelConfig, ratio: int) -> np.ndarray:
     theta = config.compress_rope_theta if ratio else config.rope_theta
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
     powers = np.float64(theta) ** exponents.astype(np.float64)
-    freqs = np.float32(1) / powers.astype(np.float32)
+    freqs: np.ndarray = np.float32(1) / powers.astype(np.float32)
     if ratio and config.rope_scaling is not None:
-        return _yarn(freqs, dim, theta, config.rope_scaling)
+        freqs = _yarn(freqs, dim, theta, config.rope_scaling)
     return freqs
 
 
@@ -34,7 +34,8 @@ def _yarn(freqs: np.ndarray, dim: int, theta: float, scaling: YarnScaling) -> np
         high += 0.001  # the released code avoids the division by zero in this way
     ramp = np.clip((np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
     keep = np.float32(1) - ramp
-    return (freqs / np.float32(scaling.factor) * (np.float32(1) - keep) + freqs * keep).astype(np.float32)
+    stretched: np.ndarray = freqs / np.float32(scaling.factor) * (np.float32(1) - keep) + freqs * keep
+    return stretched.astype(np.float32)
 
 
 def _turning_dim(rotations: float, dim: int, theta: float, scaling: YarnScaling) -> float:

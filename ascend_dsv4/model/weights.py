@@ -14,11 +14,14 @@ import numpy as np
 
 from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, compressor_roles, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.model.rotary import inv_freq
 from ascend_dsv4.ops.spec import Dim, TensorType
 
 Tensor = Any
-WeightFormat = Literal["released", "fp32", "bf16"]
+WeightFormat = Literal["released", "fp32", "bf16", "w8a8", "w4a8"]
+DENSE_DTYPE: dict[str, str] = {"released": "bfloat16", "fp32": "float32", "bf16": "bfloat16"}
+"""Weight format → dtype of everything that is not kept as FP8 or FP4 codes, or stored in float32."""
 FP4_GROUP = 32
 """Inputs under one scale of an FP4 expert weight."""
 
@@ -142,9 +145,11 @@ class _Builder:
     """Parameters by released name in one weight format."""
 
     def __init__(self, config: ModelConfig, weight_format: WeightFormat) -> None:
+        if weight_format not in DENSE_DTYPE:
+            raise UnsupportedError(f"weights={weight_format!r}: this version runs {', '.join(DENSE_DTYPE)}; choose one")
         self.config = config
         self.released = weight_format == "released"
-        self.dense = "float32" if weight_format == "fp32" else "bfloat16"
+        self.dense = DENSE_DTYPE[weight_format]
 
     def vector(self, name: str, *shape: Dim) -> Param:
         """A tensor stored in BF16."""

@@ -27,7 +27,8 @@ class StepRequest:
 
 def batch_types(ratios: Sequence[int]) -> dict[str, TensorType]:
     """Names and types of a batch; see `build_batch` for what they hold."""
-    types = {name: ("num_tokens",) for name in ("input_ids", "positions", "req_idx", "window_slots")}
+    rows = ("input_ids", "positions", "req_idx", "window_slots")
+    types: dict[str, tuple[str, ...]] = dict.fromkeys(rows, ("num_tokens",))
     types |= {"cu_query_lens": ("num_query_starts",), "state_slots": ("num_reqs",), "logits_rows": ("num_rows",)}
     types |= {"window_table": ("num_reqs", "window_columns")}
     for ratio in ratios:

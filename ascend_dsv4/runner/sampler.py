@@ -40,5 +40,5 @@ def sample(
         np.asarray([p.min_p for p in params], np.float32),
         np.asarray([uniform(*key) for key in zip(seeds, positions, strict=True)], np.float64),
     )
-    ids, _ = backend.bound_ops().sample(logits, *map(backend.to_device, columns))
+    ids, _ = backend.bound_ops().sample(logits, *(backend.to_device(column) for column in columns))
     return backend.to_host(ids)

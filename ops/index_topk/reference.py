@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ascend_dsv4.ops.index_topk import SPEC
 from ascend_dsv4.ops.registry import implements
-from ascend_dsv4.ops.rowwise import accumulate_dtype
+from ascend_dsv4.ops.rowwise import accumulate_dtype, aligned_rows
 from ascend_dsv4.ops.store_kv.reference import round_rows
 
 MIN_WIDTH = 64
@@ -29,7 +29,7 @@ def padded_width(count: int) -> int:
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor, count: int) -> Tensor:
     """Scores of one query's first `count` entries. q [num_heads, head_dim], weights [num_heads] → [count]."""
-    products = torch.mm(q, keys[: padded_width(count)].t())
+    products = torch.mm(aligned_rows(q, q.shape[0]), keys[: padded_width(count)].t())
     return (weights[:, None] * torch.relu(products)).sum(0)[:count]
 
 

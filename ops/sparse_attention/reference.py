@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ascend_dsv4.ops.registry import implements
-from ascend_dsv4.ops.rowwise import accumulate_dtype
+from ascend_dsv4.ops.rowwise import accumulate_dtype, aligned_rows
 from ascend_dsv4.ops.sparse_attention import SPEC
 
 ENTRY_STEP = 64
@@ -34,7 +34,8 @@ def entry_rows(cmp_kv: Tensor, blocks: Tensor, entries: Tensor) -> tuple[Tensor,
 def attend(q: Tensor, keys: Tensor, exists: Tensor, sink: Tensor, scale: float) -> Tensor:
     """softmax(q · keysᵀ · scale, sink) · keys. q [num_heads, head_dim], keys [num_slots, head_dim]."""
     keys = torch.where(exists[:, None], keys, 0)  # what lies in a slot that does not exist must not reach the sum
-    scores = torch.where(exists, torch.mm(q, keys.t()) * scale, -torch.inf)
+    products = torch.mm(aligned_rows(q, q.shape[0]), keys.t())
+    scores = torch.where(exists, products * scale, -torch.inf)
     top = torch.maximum(scores.amax(-1), sink)[:, None]
     powers = torch.exp(scores - top)
     return torch.mm(powers, keys) / (powers.sum(-1, keepdim=True) + torch.exp(sink[:, None] - top))
@@ -65,10 +66,7 @@ def sparse_attention(
         keys, exists = window_rows(win_kv, window_table[request], position, window)
         if cmp_kv is not None and block_table is not None:
             visible = (position + 1) // ratio
-            if entries is None:
-                mine = torch.arange(visible, device=q.device)
-            else:
-                mine = entries[t, : min(visible, entries.shape[1])]
+            mine = torch.arange(visible, device=q.device) if entries is None else entries[t, : min(visible, entries.shape[1])]
             rows, there = entry_rows(cmp_kv, block_table[request], mine)
             keys, exists = torch.cat([keys, rows]), torch.cat([exists, there])
         out[t] = attend(wide[t], keys.to(dtype), exists, sink, scale).to(q.dtype)

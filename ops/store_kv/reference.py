@@ -29,7 +29,8 @@ def round_rows(rows: Tensor, rounding: str, rope_dim: int) -> Tensor:
 def write_rows(cache: Tensor, rows: Tensor, slots: Tensor) -> None:
     """cache.row[slots] = rows, leaving out slot -1."""
     kept = slots >= 0
-    cache.reshape(-1, cache.shape[-1])[slots[kept].long()] = rows[kept].to(cache.dtype)
+    at = slots[kept].long()
+    cache[at // cache.shape[1], at % cache.shape[1]] = rows[kept].to(cache.dtype)  # a view stays a view: no reshape
 
 
 @implements(SPEC, "reference")

@@ -106,7 +106,7 @@ def test_one_graph_per_layer_type(golden_config: ModelConfig) -> None:
     graphs = model_graphs(golden_config, EngineConfig())
     assert set(graphs.layers) == set(layer_specs(golden_config))
     for spec, graph in graphs.layers.items():
-        written = {name for name in graph.caches}
+        written = set(graph.caches)
         assert written == {
             "sliding": {"win_kv"},
             "csa": {"win_kv", "cmp_kv", "cmp_state", "idx_kv", "idx_state"},
