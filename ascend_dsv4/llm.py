@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine, NewToken
 from ascend_dsv4.engine.request import FinishReason, Request, SamplingParams
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
+from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.checkpoint import Checkpoint
@@ -113,12 +114,12 @@ class LLM:
         self._drain()
         return [self._output(request) for request in requests]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[NewToken]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[NewToken, None, None]:
         """Tokens of one completion as they come. Closing the iterator early abandons the request."""
         request = self.engine.submit(self._encode(prompt), params or SamplingParams())
         try:
             while not request.is_finished:
-                yield from self.engine.step()
+                yield from self._step()
         finally:
             self.engine.abort(request)
 
@@ -175,6 +176,11 @@ class LLM:
                 f"draft method {method!r}: this checkpoint carries {self.config.draft_method or 'no'} draft stages, and this "
                 "version runs 'mtp' only. DSpark weights are recognised and validated; running them is not built yet."
             )
+        if not self._loader.has_draft:
+            raise UnsupportedError(
+                "draft method 'mtp': config.json names an MTP stage but the files hold no mtp.* tensors (transformers drops "
+                "them when it saves). Use the published checkpoint to draft."
+            )
         if not self._has_mtp:
             params = mtp_weights(self.config, self.engine_config.weights)
             loaded = self._loader.load(params, lambda _: None)
@@ -191,7 +197,15 @@ class LLM:
 
     def _drain(self) -> None:
         while self.engine.has_work:
-            self.engine.step()
+            self._step()
+
+    def _step(self) -> list[NewToken]:
+        """One step of the engine. One that is cut off (Ctrl-C, out of memory) loses all requests, and leaves an idle engine."""
+        try:
+            return self.engine.step()
+        except BaseException:
+            self.engine = Engine(self.config, self.engine_config, self.runner)  # block tables may be half written
+            raise
 
     def _output(self, request: Request) -> RequestOutput:
         assert request.finish_reason is not None
@@ -211,7 +225,12 @@ class LLM:
 
 
 def forward_config(config: ModelConfig, engine: EngineConfig) -> ForwardConfig:
-    """The choices of a run that model functions see."""
+    """The choices of a run that model functions see. Raises UnsupportedError for a cache format no operator writes."""
+    if engine.kv_cache == "packed":
+        raise UnsupportedError(
+            "kv_cache='packed': no operator of this version stores packed codes, `ascend-dsv4 check` only counts their "
+            "bytes. Use float32 or bf16."
+        )
     return ForwardConfig(config, engine.dtype, engine.cache_rounding)
 
 
@@ -219,6 +238,14 @@ def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:
     """The graphs of a model without its weights, for printing and planning."""
     params = model_weights(config, engine.weights)
     return trace_model(config, forward_config(config, engine), params, plan_caches(config, engine))
+
+
+def draft_graph(config: ModelConfig, engine: EngineConfig) -> Graph | None:
+    """The graph of the MTP stage without its weights; None for a model that has none."""
+    if config.draft_method != "mtp":
+        return None
+    params, plan = mtp_weights(config, engine.weights), plan_caches(config, engine)
+    return trace_mtp(config, forward_config(config, engine), params, plan, draft_cache(config, engine))
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -36,6 +36,11 @@ class WeightLoader:
         self._parameter = parameter
         self._made: dict[Param, Any] = {}
 
+    @property
+    def has_draft(self) -> bool:
+        """Whether the files hold the draft stages that the configuration names."""
+        return self._checkpoint.has_draft
+
     def load(self, params: Tree, progress: Callable[[int], None]) -> Tree:
         """`params` with tensors in place of `Param` and `Constant`. `progress` is called with the checkpoint bytes of each
         parameter when it is done."""

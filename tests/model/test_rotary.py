@@ -37,10 +37,10 @@ def test_plain_table_is_the_released_arithmetic(flash: ModelConfig) -> None:
 
 
 def test_no_ramp_when_both_turning_points_fall_together(flash: ModelConfig) -> None:
-    """β_fast = β_slow: the ramp becomes a step instead of a division by zero."""
+    """An original length of less than one turn: the ramp becomes a step instead of a division by zero."""
     scaling = flash.rope_scaling
     assert scaling is not None
-    steep = replace(flash, rope_scaling=replace(scaling, original_max_position_embeddings=7, beta_fast=1, beta_slow=1))
+    steep = replace(flash, rope_scaling=replace(scaling, original_max_position_embeddings=6))
     table = inv_freq(steep, 4)
     plain = inv_freq(replace(flash, rope_theta=flash.compress_rope_theta), 0)
     assert np.isfinite(table).all()

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Python API: what it accepts, what it returns, how it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ascend_dsv4 import LLM, SamplingParams
+from ascend_dsv4.demo.checkpoint import CONFIG, write_checkpoint
+from ascend_dsv4.errors import CapacityError, CheckpointError, ConfigError, RequestError, UnsupportedError
+
+GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+DSPARK = {
+    "compress_ratios": [0, 4, 128, 4, 0, 0, 0], "dspark_block_size": 5, "dspark_noise_token_id": 7,
+    "dspark_target_layer_ids": [1, 2, 3], "dspark_markov_rank": 16,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def llm(golden_v4: Path) -> LLM:
+    return LLM(golden_v4 / "fp8_fp4", weights="fp32", max_model_len=256, progress=False)
+
+
+def test_one_prompt_or_many_text_or_ids(llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    ids = llm.tokenizer.encode("Hello world")
+    (single,) = llm.generate("Hello world", GREEDY)
+    (by_ids,) = llm.generate(ids, GREEDY)
+    several = llm.generate(["Hello world", [5, 6], ids], [GREEDY, SamplingParams(max_tokens=2, temperature=0), GREEDY])
+    assert single.prompt_token_ids == ids
+    assert single.token_ids == by_ids.token_ids == several[0].token_ids == several[2].token_ids
+    assert single.text == llm.tokenizer.decode(single.token_ids, skip_special_tokens=True)
+    assert (single.finish_reason, single.logprobs, single.num_cached_tokens) == ("length", None, 0)
+    assert len(several[1].token_ids) <= 2
+
+
+def test_logprobs_are_those_of_the_logits(llm: LLM) -> None:
+    prompt = [5, 6, 7]
+    (output,) = llm.generate(prompt, SamplingParams(max_tokens=3, temperature=0, logprobs=2, ignore_eos=True))
+    assert output.logprobs is not None
+    logits = llm.logits([*prompt, *output.token_ids[:-1]])[len(prompt) - 1 :].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for row, token, reported in zip(expected, output.token_ids, output.logprobs, strict=True):
+        assert next(iter(reported)) == token
+        assert set(np.argsort(-row)[:2]) <= reported.keys()
+        assert all(abs(row[i] - value) < 1e-9 for i, value in reported.items())
+
+
+def test_a_seed_fixes_the_text(llm: LLM) -> None:
+    params = SamplingParams(max_tokens=12, seed=3, ignore_eos=True)
+    first, again = (llm.generate([5, 6, 7], params)[0].token_ids for _ in range(2))
+    other = llm.generate([5, 6, 7], SamplingParams(max_tokens=12, seed=4, ignore_eos=True))[0].token_ids
+    assert first == again != other
+
+
+def test_a_closed_stream_gives_everything_back(llm: LLM) -> None:
+    stream = llm.stream([5] * 40, GREEDY)
+    first = next(stream)
+    assert first.token_id == llm.generate([5] * 40, GREEDY)[0].token_ids[0]
+    stream.close()
+    assert not llm.engine.has_work
+    assert all(pool.num_free == pool.num_blocks for pool in llm.engine.manager.pools.values())
+
+
+def test_hidden_states_and_trace_agree(llm: LLM) -> None:
+    ids = np.random.randint(3, 500, 30).tolist()
+    states, modules = llm.hidden_states(ids), llm.trace(ids)
+    assert len(states) == llm.config.num_hidden_layers + 1
+    for layer, state in enumerate(states[1:]):
+        assert state.shape == (30, llm.config.hc_mult, llm.config.hidden_size)
+        assert np.array_equal(state, modules[f"layer{layer}.out_streams"])
+
+
+def test_a_trace_in_chunks_is_the_trace(golden_v4: Path) -> None:
+    ids = np.random.randint(3, 500, 150).tolist()
+    whole, cut = (
+        LLM(golden_v4 / "fp8_fp4", weights="fp32", max_num_batched_tokens=size, progress=False).trace(ids) for size in (256, 40)
+    )
+    assert whole.keys() == cut.keys()
+    assert all(np.array_equal(whole[name], cut[name]) for name in whole)
+
+
+def test_drafts_do_not_depend_on_chunks(golden_v4: Path) -> None:
+    ids = np.random.randint(3, 500, 70).tolist()
+    folder = golden_v4 / "fp8_fp4"
+    drafts = [LLM(folder, max_num_batched_tokens=size, progress=False).draft(ids, "mtp") for size in (128, 30)]
+    (first_ids, first, _), (_, second, _) = drafts
+    assert first.shape == (69, 512)
+    assert np.array_equal(first, second)
+    assert first_ids.tolist() == first.argmax(-1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m: m.generate([[]], GREEDY), "prompt is empty"),
+        (lambda m: m.generate([5] * 257, GREEDY), "257 tokens is longer than max_model_len=256"),
+        (lambda m: m.generate([5] * 256, GREEDY), "leaves no room to generate"),
+        (lambda m: m.generate([[5], [6]], [GREEDY]), "2 prompts but 1 sampling parameters"),
+        (lambda m: m.logits([600]), "token id 600"),
+        (lambda m: m.logits([5], chunk_size=0), "chunk_size=0"),
+        (lambda m: m.draft([5], "mtp"), "at least 2 tokens"),
+    ],
+)
+def test_requests_that_cannot_be_served(llm: LLM, call: Any, message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        call(llm)
+    assert not llm.engine.has_work, "a refused request leaves nothing behind"
+
+
+def test_nothing_runs_if_one_prompt_is_refused(llm: LLM) -> None:
+    with pytest.raises(RequestError):
+        llm.generate([[5], [6], [999]], GREEDY)
+    assert not llm.engine.has_work
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"backend": "npu"}, UnsupportedError, "backend='npu': this version runs cpu and null"),
+        ({"weights": "w8a8"}, UnsupportedError, "weights='w8a8': this version runs released, fp32, bf16"),
+        ({"max_modellen": 5}, ConfigError, "max_model_len"),
+        ({"max_model_len": 2048}, ConfigError, "at most 1024 positions"),
+        ({"max_total_tokens": 512}, CapacityError, "max_total_tokens=512 holds no sequence of max_model_len=1024"),
+        ({"max_num_seqs": 4096, "max_total_tokens": 1 << 34}, CapacityError, "do not fit into"),
+        ({"ops": "fastest"}, (ConfigError, UnsupportedError), "fastest"),
+    ],
+)
+def test_options_that_cannot_be_used(golden_v4: Path, options: dict[str, Any], error: Any, message: str) -> None:
+    with pytest.raises(error, match=message):
+        LLM(golden_v4 / "fp8_fp4", progress=False, **options)
+
+
+def test_a_folder_without_a_tokenizer_takes_ids(golden_v4: Path, tmp_path: Path) -> None:
+    for file in (golden_v4 / "fp8_fp4").iterdir():
+        if not file.name.startswith("tokenizer"):
+            shutil.copy(file, tmp_path)
+    bare = LLM(tmp_path, progress=False)
+    assert len(bare.generate([5, 6], GREEDY)[0].token_ids) == 4
+    with pytest.raises(RequestError, match="tokenizer.json"):
+        bare.generate("Hello", GREEDY)
+
+
+def test_missing_and_surplus_tensors_are_listed_before_anything_is_read(golden_v4: Path, tmp_path: Path) -> None:
+    for file in (golden_v4 / "fp8_fp4").iterdir():
+        shutil.copy(file, tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "n_routed_experts": 9, "o_lora_rank": 32}))
+    with pytest.raises(CheckpointError) as error:
+        LLM(tmp_path, progress=False)
+    assert "experts.8.w1.weight" in str(error.value)
+    assert "wo_b.weight" in str(error.value)
+
+
+def test_dspark_checkpoints_generate_but_do_not_draft(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, {**CONFIG, **DSPARK})
+    model = LLM(tmp_path, max_model_len=512, progress=False)
+    assert (model.config.draft_method, model.config.num_draft_stages) == ("dspark", 3)
+    assert len(model.generate([5, 6, 7], GREEDY)[0].token_ids) == 4
+    for method in ("dspark", "mtp"):
+        with pytest.raises(UnsupportedError, match="DSpark weights are recognised and validated"):
+            model.draft([5, 6, 7], method)
+
+
+def test_images_are_refused(llm: LLM) -> None:
+    with pytest.raises(UnsupportedError, match="no vision tower"):
+        llm.logits([5], images=[object()])  # type: ignore[arg-type]
