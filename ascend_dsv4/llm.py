@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,11 @@ from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.deepseek_v4 import ForwardConfig
 from ascend_dsv4.model.inventory import inventory, optional_aliases
-from ascend_dsv4.model.loader import WeightLoader, resident_bytes
-from ascend_dsv4.model.weights import model_weights, mtp_weights
+from ascend_dsv4.model.loader import WeightLoader, as_stored, resident_bytes
+from ascend_dsv4.model.weights import ModelWeights, model_weights, mtp_weights
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
-from ascend_dsv4.runner.runner import ModelRunner
+from ascend_dsv4.runner.runner import LayerTap, ModelRunner
 from ascend_dsv4.tokenizer.detokenize import IncrementalDetokenizer
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
 
@@ -45,6 +46,8 @@ class RequestOutput:
     text: str
     """The generated text, without special tokens; "" if the checkpoint has no tokenizer."""
     finish_reason: FinishReason
+    """stop: an end token; length: max_tokens or max_model_len; error: see `error`."""
+    error: str | None
     logprobs: list[dict[int, float]] | None
     """Per generated token, if asked for: id → log-probability, the drawn id first."""
     num_cached_tokens: int
@@ -84,7 +87,7 @@ class LLM:
         checkpoint.validate(inventory(self.config), optional_aliases(self.config))
         self._forward = forward_config(self.config, self.engine_config)
         plan = plan_caches(self.config, self.engine_config)
-        params = model_weights(self.config, self.engine_config.weights)
+        params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
         _check_memory(resident_bytes(params), plan, self.backend.memory()[1])
         self.graphs = trace_model(self.config, self._forward, params, plan)
         self._loader = WeightLoader(checkpoint, self.backend.parameter)
@@ -107,57 +110,88 @@ class LLM:
             raise RequestError(f"{len(ids)} prompts but {len(each)} sampling parameters; give one for all, or one each")
         requests: list[Request] = []
         try:
-            requests += (self.engine.submit(i, p) for i, p in zip(ids, each, strict=True))
-        except Exception:
-            self.engine.cancel_waiting()
-            raise
-        self._drain()
+            for prompt_ids, one in zip(ids, each, strict=True):
+                requests.append(self.engine.submit(prompt_ids, one))
+            self._run(requests)
+        finally:
+            for request in requests:
+                self.engine.abort(request)  # nothing is left behind if a later prompt was refused, or Ctrl-C came
         return [self._output(request) for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[NewToken, None, None]:
-        """Tokens of one completion as they come. Closing the iterator early abandons the request."""
+        """Tokens of one completion as they come. Closing the iterator early abandons the request.
+
+        Several streams may be open, and other calls made meanwhile; each step serves all of them.
+        """
         request = self.engine.submit(self._encode(prompt), params or SamplingParams())
+        seen = 0
         try:
-            while not request.is_finished:
-                yield from self._step()
+            while seen < len(request.output_ids) or not request.is_finished:
+                if seen == len(request.output_ids):
+                    self._step()
+                for token in request.output_ids[seen:]:
+                    seen += 1
+                    yield NewToken(request, token)
         finally:
             self.engine.abort(request)
+        if request.error is not None:
+            raise RequestError(request.error)
 
     def logits(self, token_ids: Sequence[int], chunk_size: int | None = None, images: None = None) -> np.ndarray:
         """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step."""
         _no_images(images)
         request = self.engine.submit(token_ids, None, keep_logits=True, chunk_size=chunk_size)
-        self._drain()
+        try:
+            self._run([request])
+        finally:
+            self.engine.abort(request)
         return np.concatenate(request.logits)
 
     def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
-        """num_hidden_layers + 1 arrays [num_tokens, hc_mult, hidden_size]: after the embedding, then after each layer."""
+        """num_hidden_layers + 1 arrays [num_tokens, hc_mult, hidden_size]: after the embedding, then after each layer.
+
+        Raises RequestError while a stream is open.
+        """
+        self._check_idle("hidden_states")
         parts: list[list[np.ndarray]] = [[] for _ in range(self.config.num_hidden_layers + 1)]
-        request = self.engine.submit(token_ids, None, keep_logits=True)
-        while not request.is_finished:
-            self.engine.step(lambda i, streams: parts[i].append(self.backend.to_host(streams)))
-        return [np.concatenate(chunks)[: len(token_ids)] for chunks in parts]
+        request = self.engine.submit(token_ids, None)
+        try:
+            self._run([request], lambda i, streams: parts[i].append(self.backend.to_host(streams)))
+        finally:
+            self.engine.abort(request)
+        return [np.concatenate(chunks) for chunks in parts]
 
     def trace(self, token_ids: Sequence[int], images: None = None) -> dict[str, np.ndarray]:
-        """Every module tensor by name ("layer3.attn_in", "layer1.indexer.topk", …), for all positions."""
+        """Every module tensor by name ("layer3.attn_in", "layer1.indexer.topk", …), for all positions.
+
+        Raises RequestError while a stream is open.
+        """
         _no_images(images)
+        self._check_idle("trace")
         modules = ModuleTensors(self.backend.to_host)
-        # A manager of its own: nothing else runs during the call, and the caches are free.
-        engine = Engine(self.config, self.engine_config, self.runner.observed(modules.observer))
-        request = engine.submit(token_ids, None, keep_logits=True)
+        # An engine of its own over the same caches: they are free, and rows of padding would be in the way.
+        plain = self.engine_config.replace(batch_bucket=1)
+        engine = Engine(self.config, plain, self.runner.observed(modules.observer, plain))
+        request = engine.submit(token_ids, None)
         while not request.is_finished:
             engine.step()
-        return modules.result(len(token_ids))
+        return modules.result()
 
     def draft(self, token_ids: Sequence[int], method: str) -> tuple[np.ndarray, np.ndarray, None]:
         """Draft with the checkpoint's MTP stage: (ids [n − 1] int32, logits [n − 1, vocab_size] float32, no confidence).
 
         Row t is drafted from the backbone's state at t and token t + 1, and stands for token t + 2; the last row is the
-        draft that follows `token_ids`. Raises UnsupportedError if the model has no such stage.
+        draft that follows `token_ids`. Raises UnsupportedError if the model has no such stage, RequestError while a stream
+        is open.
         """
         self._prepare_draft(method)
+        self._check_idle("draft")
+        token_ids = self.engine.check_prompt(token_ids)
         if len(token_ids) < 2:
-            raise RequestError(f"a draft needs at least 2 tokens, got {len(token_ids)}: one processed, one following")
+            raise RequestError(
+                f"draft: got {len(token_ids)} token, expected at least 2: the stage reads a processed token and the one after "
+                "it. Append the token that was generated last."
+            )
         manager = CacheManager(self.runner.plan)
         manager.admit(0, len(token_ids))
         rows = []
@@ -169,6 +203,10 @@ class LLM:
             manager.commit(0, end)
         logits = np.concatenate(rows)
         return logits.argmax(-1).astype(np.int32), logits, None
+
+    def _resident(self, checkpoint: Checkpoint, params: ModelWeights) -> ModelWeights:
+        """What is kept in memory: for "released", whatever the files hold."""
+        return as_stored(checkpoint, params) if self.engine_config.weights == "released" else params
 
     def _prepare_draft(self, method: str) -> None:
         if method != "mtp" or self.config.draft_method != "mtp":
@@ -188,22 +226,30 @@ class LLM:
             self.runner.attach_mtp(trace_mtp(self.config, self._forward, params, self.runner.plan, cache), loaded)
             self._has_mtp = True
 
-    def _encode(self, prompt: Prompt) -> list[int]:
+    def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
-            return list(prompt)
+            return prompt
         if self.tokenizer is None:
-            raise RequestError("a text prompt needs tokenizer.json, which this checkpoint lacks; send token ids instead")
+            raise RequestError("prompt: got text, but this checkpoint has no tokenizer.json to encode it. Send token ids.")
         return self.tokenizer.encode(prompt)
 
-    def _drain(self) -> None:
-        while self.engine.has_work:
-            self._step()
+    def _check_idle(self, call: str) -> None:
+        if self.engine.has_work:
+            raise RequestError(
+                f"{call}: a stream is open and holds caches, but the call needs them all. Exhaust or close the stream first."
+            )
 
-    def _step(self) -> list[NewToken]:
-        """One step of the engine. One that is cut off (Ctrl-C, out of memory) loses all requests, and leaves an idle engine."""
+    def _run(self, requests: Sequence[Request], tap: LayerTap | None = None) -> None:
+        """Step until these requests are finished; others that are under way move along."""
+        while not all(request.is_finished for request in requests):
+            self._step(tap)
+
+    def _step(self, tap: LayerTap | None = None) -> None:
+        """One step of the engine. One that is cut off (Ctrl-C, out of memory) aborts all requests and leaves an idle engine."""
         try:
-            return self.engine.step()
+            self.engine.step(tap)
         except BaseException:
+            self.engine.abort_all()
             self.engine = Engine(self.config, self.engine_config, self.runner)  # block tables may be half written
             raise
 
@@ -215,6 +261,7 @@ class LLM:
             ended = request.finish_reason == "stop"
             text = detokenizer.push(request.output_ids[:-1] if ended else request.output_ids) + detokenizer.finish()
         return RequestOutput(
+            error=request.error,
             prompt_token_ids=list(request.prompt_ids),
             token_ids=list(request.output_ids),
             text=text,
@@ -250,7 +297,7 @@ def draft_graph(config: ModelConfig, engine: EngineConfig) -> Graph | None:
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     """Several prompts, whichever way one or many were given."""
-    if isinstance(prompts, str) or (prompts and all(isinstance(item, int) for item in prompts)):
+    if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
 

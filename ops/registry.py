@@ -102,8 +102,13 @@ def bind(ops: str, names: Iterable[str] = OP_NAMES) -> BoundOps:
     for name in names:
         try:
             functions[name] = get_implementation(name, implementation)
-        except (KeyError, ModuleNotFoundError):
+        except ModuleNotFoundError as error:
+            if error.name != f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}":
+                raise  # the implementation is there, but something it imports is not
             missing.append(name)
     if missing:
-        raise UnsupportedError(f"ops={ops!r}: no {implementation!r} implementation of {', '.join(missing)}")
+        raise UnsupportedError(
+            f"ops={ops!r}: no {implementation!r} implementation of {', '.join(missing)}, and operators are not mixed silently. "
+            f"Choose another op set: {', '.join(OP_SETS)}."
+        )
     return BoundOps(functions, implementation)

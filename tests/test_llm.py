@@ -14,6 +14,7 @@ import pytest
 from ascend_dsv4 import LLM, SamplingParams
 from ascend_dsv4.demo.checkpoint import CONFIG, write_checkpoint
 from ascend_dsv4.errors import CapacityError, CheckpointError, ConfigError, RequestError, UnsupportedError
+from ascend_dsv4.model.safetensors_file import SafetensorsFile
 
 GREEDY = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
 DSPARK = {
@@ -68,6 +69,64 @@ def test_a_closed_stream_gives_everything_back(llm: LLM) -> None:
     assert all(pool.num_free == pool.num_blocks for pool in llm.engine.manager.pools.values())
 
 
+def test_streams_and_other_calls_share_the_engine(llm: LLM) -> None:
+    """Each stream gets its own tokens, whoever makes the steps."""
+    prompts = ([5] * 40, [6, 7], [8] * 9)
+    alone = [llm.generate(prompt, GREEDY)[0].token_ids for prompt in prompts]
+    first, second = llm.stream(prompts[0], GREEDY), llm.stream(prompts[1], GREEDY)
+    got: tuple[list[int], list[int]] = ([next(first).token_id], [next(second).token_id])
+    assert llm.generate(prompts[2], GREEDY)[0].token_ids == alone[2]
+    for stream, tokens in zip((second, first), (got[1], got[0]), strict=True):
+        tokens += [token.token_id for token in stream]
+    assert [*got] == alone[:2]
+
+
+@pytest.mark.parametrize("call", ["hidden_states", "trace", "draft"])
+def test_calls_that_need_the_caches_wait_for_open_streams(llm: LLM, call: str) -> None:
+    stream = llm.stream([5] * 10, GREEDY)
+    next(stream)
+    with pytest.raises(RequestError, match="a stream is open"):
+        getattr(llm, call)([5, 6, 7], *(["mtp"] if call == "draft" else []))
+    stream.close()
+    getattr(llm, call)([5, 6, 7], *(["mtp"] if call == "draft" else []))
+
+
+def test_arrays_are_prompts(llm: LLM) -> None:
+    ids = np.asarray([5, 6, 7])
+    expected = llm.generate([5, 6, 7], GREEDY)[0].token_ids
+    assert llm.generate(ids, GREEDY)[0].token_ids == llm.generate([ids, ids], GREEDY)[1].token_ids == expected
+    assert np.array_equal(llm.logits(ids), llm.logits([5, 6, 7]))
+
+
+def test_padding_is_nowhere_in_states_and_traces(golden_v4: Path) -> None:
+    ids = np.random.randint(3, 500, 60).tolist()
+    folder = golden_v4 / "fp8_fp4"
+    plain = LLM(folder, weights="fp32", progress=False)
+    padded = LLM(folder, weights="fp32", batch_bucket=16, max_num_batched_tokens=20, progress=False)
+    for a, b in zip(plain.hidden_states(ids), padded.hidden_states(ids), strict=True):
+        assert np.array_equal(a, b)
+    traces = plain.trace(ids), padded.trace(ids)
+    assert all(np.array_equal(traces[0][name], traces[1][name]) for name in traces[0])
+
+
+def test_broken_weights_end_a_request_and_say_so(golden_v4: Path, tmp_path: Path) -> None:
+    """A final norm of NaNs: no token is drawn from what it makes."""
+    for file in (golden_v4 / "fp8_fp4").iterdir():
+        shutil.copy(file, tmp_path)
+    for shard in tmp_path.glob("*.safetensors"):
+        opened = SafetensorsFile(shard)
+        if "norm.weight" in opened.tensors:
+            with shard.open("r+b") as file:
+                file.seek(opened.tensors["norm.weight"].offset)
+                file.write(np.full(128, 0x7FC0, np.uint16).tobytes())
+    broken = LLM(tmp_path, progress=False)
+    (output,) = broken.generate([[5, 6]], GREEDY)
+    assert (output.finish_reason, output.token_ids) == ("error", [])
+    assert output.error is not None and "NaN" in output.error
+    with pytest.raises(RequestError, match="NaN"):
+        list(broken.stream([5, 6], GREEDY))
+
+
 def test_hidden_states_and_trace_agree(llm: LLM) -> None:
     ids = np.random.randint(3, 500, 30).tolist()
     states, modules = llm.hidden_states(ids), llm.trace(ids)
@@ -105,7 +164,9 @@ def test_drafts_do_not_depend_on_chunks(golden_v4: Path) -> None:
         (lambda m: m.generate([[5], [6]], [GREEDY]), "2 prompts but 1 sampling parameters"),
         (lambda m: m.logits([600]), "token id 600"),
         (lambda m: m.logits([5], chunk_size=0), "chunk_size=0"),
-        (lambda m: m.draft([5], "mtp"), "at least 2 tokens"),
+        (lambda m: m.draft([5], "mtp"), "expected at least 2"),
+        (lambda m: m.draft([5, -3, 7], "mtp"), "token id -3 at position 1"),
+        (lambda m: m.draft([5] * 400, "mtp"), "longer than max_model_len=256"),
     ],
 )
 def test_requests_that_cannot_be_served(llm: LLM, call: Any, message: str) -> None:
@@ -128,7 +189,7 @@ def test_nothing_runs_if_one_prompt_is_refused(llm: LLM) -> None:
         ({"max_modellen": 5}, ConfigError, "max_model_len"),
         ({"max_model_len": 2048}, ConfigError, "at most 1024 positions"),
         ({"max_total_tokens": 512}, CapacityError, "max_total_tokens=512 holds no sequence of max_model_len=1024"),
-        ({"max_num_seqs": 4096, "max_total_tokens": 1 << 34}, CapacityError, "do not fit into"),
+        ({"max_num_seqs": 4096, "max_total_tokens": 1 << 31}, CapacityError, "do not fit into"),
         ({"ops": "fastest"}, (ConfigError, UnsupportedError), "fastest"),
     ],
 )

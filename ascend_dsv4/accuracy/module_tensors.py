@@ -52,7 +52,7 @@ _HEAD_TAPS = (
 
 
 class ModuleTensors:
-    """Observers for every graph, and what they saw. One request at a time."""
+    """Observers for every graph, and what they saw. One request at a time, without padding."""
 
     def __init__(self, to_host: Callable[[Any], np.ndarray]) -> None:
         self._to_host = to_host
@@ -81,12 +81,9 @@ class ModuleTensors:
 
         return observe
 
-    def result(self, num_tokens: int) -> dict[str, np.ndarray]:
+    def result(self) -> dict[str, np.ndarray]:
         """All tensors: rows by position, compressed entries by entry number."""
-        rows = {name: _join(parts)[:num_tokens] for name, parts in self._rows.items()}
-        return {name: array.astype(np.int32) if array.dtype == np.int32 else array for name, array in rows.items()} | (
-            self._entries
-        )
+        return {name: _join(parts) for name, parts in self._rows.items()} | self._entries
 
     def _observe_entries(self, name: str, node: Node, inputs: tuple[Tensor, ...]) -> None:
         args = dict(zip(get_spec(node.op).args, inputs, strict=True))

@@ -18,4 +18,6 @@ def make_backend(engine: EngineConfig) -> Backend:
         from ascend_dsv4.backend.null import NullBackend
 
         return NullBackend()
-    raise UnsupportedError(f"backend={engine.backend!r}: this version runs cpu and null; use backend='cpu'")
+    raise UnsupportedError(
+        f"backend={engine.backend!r}: this version runs cpu and null, the others have no code yet. Use backend='cpu'."
+    )

@@ -23,7 +23,9 @@ class Plan(Protocol):
 
     def __call__(
         self, streams: Tensor | None, carry: tuple[Tensor, ...], batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor | None, tuple[Tensor, ...]]: ...
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Streams (None for a graph without) and carry."""
+        ...
 
 
 class Backend(Protocol):

@@ -34,9 +34,7 @@ class _Step:
 class CpuPlan:
     """A graph as a list of calls. Weights and caches sit in their registers; intermediates leave theirs after last use."""
 
-    def __init__(
-        self, graph: Graph, constants: Mapping[str, Tensor], ops: BoundOps, observer: Observer | None = None
-    ) -> None:
+    def __init__(self, graph: Graph, constants: Mapping[str, Tensor], ops: BoundOps, observer: Observer | None = None) -> None:
         self.graph = graph
         self._observer = observer
         self._registers: list[Any] = [None]  # register 0 is the tensor that was left out
@@ -119,6 +117,12 @@ class CpuBackend:
     name = "cpu"
 
     def __init__(self, ops: str = "auto") -> None:
+        if torch.get_float32_matmul_precision() != "highest":
+            raise ConfigError(
+                f"backend 'cpu': torch.get_float32_matmul_precision() is {torch.get_float32_matmul_precision()!r}, expected "
+                "'highest', because reduced products would be taken for float32 ones. Call "
+                "torch.set_float32_matmul_precision('highest')."
+            )
         self._ops = bind(ops)
 
     def parameter(self, name: str, dtype: str, shape: tuple[int, ...], data: np.ndarray) -> Tensor:

@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ascend_dsv4.backend.base import Tensor
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.engine.request import Request, SamplingParams
+from ascend_dsv4.engine.request import Request, SamplingParams, as_token_ids
 from ascend_dsv4.engine.scheduler import Scheduler
-from ascend_dsv4.errors import CapacityError, RequestError
+from ascend_dsv4.errors import RequestError
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
@@ -45,18 +46,19 @@ class Engine:
 
     def submit(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Iterable[Any],
         params: SamplingParams | None,
         *,
         keep_logits: bool = False,
         chunk_size: int | None = None,
     ) -> Request:
-        """Queue a request; `params` None processes the prompt only.
+        """Queue a request; `params` None processes the prompt and generates nothing.
 
-        Raises RequestError for an empty or too long prompt or an id outside the vocabulary, CapacityError for one that
-        the caches cannot hold even alone.
+        Raises RequestError for an empty or too long prompt, or an id outside the vocabulary.
         """
-        self._check_prompt(prompt_ids, chunk_size)
+        prompt_ids = self.check_prompt(prompt_ids)
+        if chunk_size is not None and chunk_size < 1:
+            raise RequestError(f"chunk_size={chunk_size}: expected at least 1, or None for the scheduler's choice")
         room = self.runner.plan.max_model_len - len(prompt_ids)
         if params is not None and room < 1:
             raise RequestError(
@@ -65,21 +67,24 @@ class Engine:
             )
         number = self._num_submitted
         self._num_submitted += 1
-        params = params or SamplingParams()
+        seed = None if params is None else params.seed
         request = Request(
             request_id=number,
-            prompt_ids=tuple(prompt_ids),
-            params=params,
-            max_tokens=0 if keep_logits else min(params.max_tokens, room),
-            seed=params.seed if params.seed is not None else self.engine.seed + number,
+            prompt_ids=prompt_ids,
+            params=params or SamplingParams(),
+            max_tokens=0 if params is None else min(params.max_tokens, room),
+            seed=(self.engine.seed, number + 1) if seed is None else (seed, 0),
             chunk_size=chunk_size,
             keep_logits=keep_logits,
         )
-        return self._enqueue(request)
+        self.scheduler.add(request)
+        return request
 
     def step(self, tap: LayerTap | None = None) -> list[NewToken]:
-        """Process one batch; returns the tokens it produced."""
+        """Process one batch; returns the tokens it produced. Does nothing if there is nothing to do."""
         plan = self.scheduler.schedule()
+        if not plan:
+            return []
         logits = self.runner.run([step for _, step in plan], self.manager, tap)
         tokens = self._sample(plan, logits)
         for request, step in plan:
@@ -91,9 +96,10 @@ class Engine:
         """Drop a request, wherever it is; what it held is free at once. Does nothing for a finished one."""
         self.scheduler.abort(request)
 
-    def cancel_waiting(self) -> None:
-        """Forget requests that no step has touched yet."""
-        self.scheduler.waiting.clear()
+    def abort_all(self) -> None:
+        """Drop every request."""
+        for request in [*self.scheduler.waiting, *self.scheduler.running]:
+            self.scheduler.abort(request)
 
     def _sample(self, plan: list[tuple[Request, StepRequest]], logits: Tensor) -> list[NewToken]:
         """Draw a token for every request whose known tokens are all processed, and keep logits that were asked for."""
@@ -118,26 +124,37 @@ class Engine:
             [request.seed for request in drawing],
             [request.num_tokens for request in drawing],
         )
+        tokens = []
         for row, (request, token) in enumerate(zip(drawing, ids.tolist(), strict=True)):
+            if token < 0:
+                request.finish_reason = "error"
+                request.error = (
+                    f"the logits of position {request.num_tokens} hold a NaN or an infinity, so no token can be drawn. "
+                    "Check the weights (`ascend-dsv4 check --model DIR --probe`)."
+                )
+                continue
+            tokens.append(NewToken(request, token))
             request.output_ids.append(token)
             if request.params.logprobs is not None:
                 request.logprobs.append(_logprobs(self.runner.backend.to_host(chosen[row]), token, request.params.logprobs))
-        return [NewToken(request, token) for request, token in zip(drawing, ids.tolist(), strict=True)]
+        return tokens
 
     def _finish(self, request: Request, num_tokens: int) -> None:
         """Set the finish reason if this step, which processed `num_tokens` tokens of the request, was its last."""
         params = request.params
-        if request.keep_logits:
+        if request.max_tokens == 0:
             if request.num_computed + num_tokens == len(request.prompt_ids):
                 request.finish_reason = "length"
-        elif request.output_ids:
+        elif request.output_ids and not request.is_finished:
             ends = params.stop_token_ids if params.ignore_eos else (*self.config.eos_token_id, *params.stop_token_ids)
             if request.output_ids[-1] in ends:
                 request.finish_reason = "stop"
             elif len(request.output_ids) >= request.max_tokens:
                 request.finish_reason = "length"
 
-    def _check_prompt(self, prompt_ids: Sequence[int], chunk_size: int | None) -> None:
+    def check_prompt(self, prompt: Iterable[Any]) -> tuple[int, ...]:
+        """The ids of a prompt. Raises RequestError if the model cannot process them."""
+        prompt_ids = as_token_ids(prompt)
         limit = self.runner.plan.max_model_len
         if not prompt_ids:
             raise RequestError("the prompt is empty: got 0 token ids, expected at least 1. Send text or token ids.")
@@ -152,20 +169,7 @@ class Engine:
                     f"token id {token} at position {position} is outside the vocabulary of {self.config.vocab_size} ids; "
                     "check that prompt and model use the same tokenizer."
                 )
-        if chunk_size is not None and chunk_size < 1:
-            raise RequestError(f"chunk_size={chunk_size}: expected at least 1, or None for the scheduler's choice")
-
-    def _enqueue(self, request: Request) -> Request:
-        blocks = -(-request.max_len // self.runner.plan.block_size)
-        for ratio in self.runner.plan.ratios:
-            held = self.runner.plan.num_blocks[f"cmp{ratio}"]
-            if blocks > held:
-                raise CapacityError(
-                    f"a sequence of {request.max_len} tokens needs {blocks} blocks of cache group 'cmp{ratio}', which has "
-                    f"{held}: max_total_tokens={self.engine.max_total_tokens} is too small. Raise it, or ask for fewer tokens."
-                )
-        self.scheduler.add(request)
-        return request
+        return prompt_ids
 
 
 def _logprobs(logits: np.ndarray, token: int, count: int) -> dict[int, float]:

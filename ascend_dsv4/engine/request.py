@@ -3,15 +3,18 @@
 
 from __future__ import annotations
 
-import math
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ascend_dsv4.errors import RequestError
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+_MAX_INT32 = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class SamplingParams:
     """0 keeps the whole vocabulary."""
     min_p: float = 0.0
     seed: int | None = None
-    """Same seed, same prompt, same tokens, whatever else runs. None takes the engine's seed and the request's number."""
+    """Same seed, same prompt, same tokens, whatever else runs. None draws by the engine's seed and the request's number."""
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end the text besides the model's own end token; they are part of the output ids, not of the text."""
     ignore_eos: bool = False
@@ -35,17 +38,39 @@ class SamplingParams:
     """Alternatives to report per token besides the drawn one."""
 
     def __post_init__(self) -> None:
-        checks = (
-            ("max_tokens", self.max_tokens, self.max_tokens >= 1, "at least 1"),
-            ("temperature", self.temperature, 0 <= self.temperature <= 100, "between 0 and 100"),
-            ("top_p", self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k, self.top_k >= 0, "0 (off) or more"),
-            ("min_p", self.min_p, 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("logprobs", self.logprobs, self.logprobs is None or 0 <= self.logprobs <= 20, "between 0 and 20"),
-        )
-        for name, value, ok, expected in checks:
-            if not ok or (isinstance(value, float) and math.isnan(value)):
-                raise RequestError(f"sampling parameter {name}={value}: expected {expected}; change the request")
+        whole = {"max_tokens": (1, _MAX_INT32), "top_k": (0, _MAX_INT32), "seed": (0, (1 << 64) - 1), "logprobs": (0, 20)}
+        for name, (low, high) in whole.items():
+            value = getattr(self, name)
+            if not (_is_whole(value) and low <= value <= high) and not (value is None and name in ("seed", "logprobs")):
+                raise _out_of_range(name, value, f"a whole number from {low} to {high}")
+        real = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1)}
+        for name, (low, high) in real.items():
+            value = getattr(self, name)
+            number = _is_whole(value) or isinstance(value, float)
+            if not (number and low <= value <= high) or (name == "top_p" and value == 0):
+                raise _out_of_range(name, value, f"a number from {low} to {high}{', not 0' if name == 'top_p' else ''}")
+        for token in self.stop_token_ids:
+            if not _is_whole(token):
+                raise _out_of_range("stop_token_ids", token, "whole numbers")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _out_of_range(name: str, value: object, expected: str) -> RequestError:
+    return RequestError(f"sampling parameter {name}={value!r}: expected {expected}; change it in the request")
+
+
+def as_token_ids(prompt: Iterable[Any]) -> tuple[int, ...]:
+    """Ids of any integer type as Python integers. Raises RequestError for anything that is not an integer."""
+    try:
+        return tuple(operator.index(token) for token in prompt)
+    except TypeError:
+        raise RequestError(
+            f"prompt of type {type(prompt).__name__}: expected whole-number token ids, and nothing else is an id. "
+            "Send text, or the tokenizer's ids."
+        ) from None
 
 
 @dataclass(slots=True, eq=False)
@@ -56,18 +81,23 @@ class Request:
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     max_tokens: int
-    """Tokens to generate at most; 0 only fills caches and returns logits."""
-    seed: int
+    """Tokens to generate at most; 0 for a request that only processes its prompt."""
+    seed: tuple[int, int]
+    """Key of the request's random numbers."""
     chunk_size: int | None = None
     """Tokens of one step at most; None leaves it to the scheduler."""
     keep_logits: bool = False
     """Whether logits of every processed token are kept."""
     num_computed: int = 0
     """Tokens whose keys are in the caches."""
+    last_step: int = -1
+    """Number of the step that last processed a token of this request."""
     output_ids: list[int] = field(default_factory=list)
     logprobs: list[dict[int, float]] = field(default_factory=list)
     logits: list[np.ndarray] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    error: str | None = None
+    """What went wrong, with finish_reason "error"."""
 
     @property
     def num_tokens(self) -> int:

@@ -4,10 +4,24 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Literal
 
 from ascend_dsv4.engine.request import Request
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
+
+
+def _logits(request: Request, end: int) -> Literal["none", "last", "all"]:
+    """Rows of which a step that ends at this position must return logits."""
+    if request.keep_logits:
+        return "all"
+    return "last" if request.max_tokens and end == request.num_tokens else "none"
+
+
+def _urgency(request: Request) -> tuple[bool, int]:
+    """Decodes before prefills; among decodes the one served least recently, among prefills the first come."""
+    is_prefill = request.num_tokens - request.num_computed > 1
+    return is_prefill, 0 if is_prefill else request.last_step
 
 
 class Scheduler:
@@ -19,25 +33,28 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self._num_steps = 0
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
     def schedule(self) -> list[tuple[Request, StepRequest]]:
-        """The next step. Decodes come first: one token each, so that prefills never stall them."""
+        """The next step. Decodes come first, one token each, so that prefills never stall them; if the budget does not even
+        cover those, the ones that waited longest go first."""
         self._admit()
+        self._num_steps += 1
         budget = self.max_num_batched_tokens
         step = []
-        for request in sorted(self.running, key=lambda r: r.num_tokens - r.num_computed > 1):
+        for request in sorted(self.running, key=_urgency):
             start = request.num_computed
             count = min(request.num_tokens - start, budget, request.chunk_size or budget)
             if count == 0:
                 continue
             budget -= count
+            request.last_step = self._num_steps
             end = start + count
             self.manager.begin_step(request.request_id, start, end)
-            logits = "all" if request.keep_logits else "last" if end == request.num_tokens else "none"
-            step.append((request, StepRequest(request.request_id, start, request.tokens(start, end), logits)))  # type: ignore[arg-type]
+            step.append((request, StepRequest(request.request_id, start, request.tokens(start, end), _logits(request, end))))
         return step
 
     def commit(self, request: Request, num_tokens: int) -> None:
@@ -50,6 +67,8 @@ class Scheduler:
 
     def abort(self, request: Request) -> None:
         """Take a request out of the queue, or out of the batch with everything it holds."""
+        if not request.is_finished:
+            request.finish_reason = "abort"
         if request in self.waiting:
             self.waiting.remove(request)
         elif request in self.running:

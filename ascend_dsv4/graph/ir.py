@@ -142,5 +142,3 @@ def format_graph(graph: Graph) -> str:
     outs = ([graph.streams] if graph.streams else []) + list(graph.carry) + list(graph.caches.values())
     lines.append(f"  out  {', '.join(value.name for value in outs)}")
     return "\n".join(lines)
-
-

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ class CacheUse:
 
     name: str
     group: str
+    layer_type: str
+    """Owning layer type; "all" for a cache of several."""
     layers: int
     rows: int
     """Rows that max_total_tokens tokens of one sequence need in one layer."""
@@ -30,6 +33,10 @@ class CacheUse:
     def rounding_loss_bytes(self) -> int:
         """Allocated beyond the need: partly filled blocks, and room for the rows of a step in flight."""
         return self.allocated_bytes - self.needed_bytes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {**asdict(self), "rounding_loss_bytes": self.rounding_loss_bytes}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +57,14 @@ class CacheAccount:
         return sum(use.allocated_bytes for use in self.uses)
 
     def to_dict(self) -> dict[str, Any]:
-        uses = [{**asdict(use), "rounding_loss_bytes": use.rounding_loss_bytes} for use in self.uses]
+        """Plain values for JSON."""
         return {
             "tokens": self.tokens,
-            "caches": uses,
-            "kv_bytes": self.needed_bytes(state=False),
+            "caches": [use.to_dict() for use in self.uses],
+            "paged_bytes": self.needed_bytes(state=False),
             "state_bytes": self.needed_bytes(state=True),
             "allocated_bytes": self.allocated_bytes,
-            "draft": asdict(self.draft) if self.draft else None,
+            "draft": self.draft.to_dict() if self.draft else None,
         }
 
 
@@ -65,16 +72,19 @@ def account(config: ModelConfig, engine: EngineConfig) -> CacheAccount:
     """Cache memory for these options: what `plan_caches` allocates, and what its rows need."""
     plan = plan_caches(config, engine)
     tokens = engine.max_total_tokens or plan.max_model_len
-    layers: dict[CacheSpec, int] = {}
-    for cache in plan.caches():
-        layers[cache] = layers.get(cache, 0) + 1
-    uses = tuple(_use(plan, cache, count, tokens, engine.max_num_seqs) for cache, count in layers.items())
+    owners: dict[CacheSpec, list[str]] = {}
+    for layer_type, caches in zip(config.layer_types, plan.layers, strict=True):
+        for cache in caches:
+            owners.setdefault(cache, []).append(layer_type)
+    uses = tuple(_use(plan, cache, layer_types, tokens, engine.max_num_seqs) for cache, layer_types in owners.items())
     order = ("win_kv", "cmp_kv", "idx_kv", "cmp_state", "idx_state")
-    draft = _use(plan, draft_cache(config, engine), 1, tokens, engine.max_num_seqs) if config.num_draft_stages else None
+    stages = ["draft"] * config.num_draft_stages
+    draft = _use(plan, draft_cache(config, engine), stages, tokens, engine.max_num_seqs) if stages else None
     return CacheAccount(tuple(sorted(uses, key=lambda use: (order.index(use.name), use.group))), tokens, draft)
 
 
-def _use(plan: CachePlan, cache: CacheSpec, layers: int, tokens: int, max_num_seqs: int) -> CacheUse:
+def _use(plan: CachePlan, cache: CacheSpec, owners: Sequence[str], tokens: int, max_num_seqs: int) -> CacheUse:
+    """`owners` are the layer types of the layers that hold such a cache."""
     if cache.group == "window":
         rows = min(plan.window * max_num_seqs, tokens)
     elif cache.group == "state":
@@ -82,7 +92,15 @@ def _use(plan: CachePlan, cache: CacheSpec, layers: int, tokens: int, max_num_se
     else:
         rows = tokens // (plan.block_size // cache.block_rows)
     blocks = plan.num_blocks[cache.group]
-    needed, allocated = rows * cache.row_bytes * layers, blocks * cache.block_bytes * layers
     return CacheUse(
-        cache.name, cache.group, layers, rows, cache.row_bytes, needed, blocks, cache.block_rows, allocated
+        name=cache.name,
+        group=cache.group,
+        layer_type="all" if len(set(owners)) > 1 else owners[0],
+        layers=len(owners),
+        rows=rows,
+        row_bytes=cache.row_bytes,
+        needed_bytes=rows * cache.row_bytes * len(owners),
+        blocks=blocks,
+        block_rows=cache.block_rows,
+        allocated_bytes=blocks * cache.block_bytes * len(owners),
     )

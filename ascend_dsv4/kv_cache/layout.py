@@ -73,7 +73,11 @@ def layer_caches(config: ModelConfig, engine: EngineConfig, spec: LayerSpec) -> 
 
 
 def _state(name: str, ratio: int, head_dim: int) -> CacheSpec:
-    """Rows of projections an entry may still need: kv and gate of the open window, and of the overlapped one before it."""
+    """Rows of projections an entry may still need: kv and gate of the open window, and of the overlapped one before it.
+
+    They suffice because a step reads the rows before it writes them and no token is ever taken back. Verifying n drafted
+    tokens needs n more rows, and a window that keeps n more.
+    """
     roles = compressor_roles(ratio)
     return CacheSpec(name, "state", roles * ratio, (2, roles * head_dim), "float32")
 
@@ -144,8 +148,15 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
         # Sequences end inside a block: every one but the first may waste part of one.
         num_blocks[f"cmp{ratio}"] = -(-total // engine.block_size) + engine.max_num_seqs - 1
         columns[f"cmp{ratio}"] = -(-max_len // engine.block_size)
+    layers = tuple(layer_caches(config, engine, spec) for spec in layer_specs(config))
+    rows = max(num_blocks[cache.group] * cache.block_rows for layer in layers for cache in layer)
+    if rows >= 1 << 31:
+        raise CapacityError(
+            f"max_total_tokens={total}, max_num_seqs={engine.max_num_seqs}: a cache would have {rows:,} rows, but rows are "
+            "numbered in 32 bits. Lower one of them."
+        )
     return CachePlan(
-        layers=tuple(layer_caches(config, engine, spec) for spec in layer_specs(config)),
+        layers=layers,
         num_blocks=num_blocks,
         table_columns=columns,
         block_size=engine.block_size,

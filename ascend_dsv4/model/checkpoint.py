@@ -189,9 +189,7 @@ class Checkpoint:
         (transformers keeps norms in float32; the values are the same).
         """
         specs = {spec.name: spec for spec in inventory}
-        specs |= {
-            alias: specs[target] for alias, target in aliases.items() if alias in self._tensors and target in specs
-        }
+        specs |= {alias: specs[target] for alias, target in aliases.items() if alias in self._tensors and target in specs}
         if self.layout == "transformers" and not self.has_draft:
             specs = {name: spec for name, spec in specs.items() if not name.startswith(DRAFT_PREFIX)}
         common = sorted(specs.keys() & self._tensors.keys())
@@ -237,9 +235,7 @@ class Checkpoint:
             "Check that config.json and all shards belong to the same release.",
         )
         different = [
-            f"{alias} (of {aliases[alias]})"
-            for alias, status in self.alias_status(aliases).items()
-            if status == "different"
+            f"{alias} (of {aliases[alias]})" for alias, status in self.alias_status(aliases).items() if status == "different"
         ]
         _raise_problems(
             {"repeated tensors that differ from their original": different} if different else {},
@@ -347,9 +343,7 @@ def _list_shards(folder: Path) -> list[str]:
     shards = [name for name in files if name.endswith(".safetensors")]
     if shards:
         return shards
-    pickles = [
-        name for name in files if name.endswith((*_PICKLE_SUFFIXES, *(f"{s}.index.json" for s in _PICKLE_SUFFIXES)))
-    ]
+    pickles = [name for name in files if name.endswith((*_PICKLE_SUFFIXES, *(f"{s}.index.json" for s in _PICKLE_SUFFIXES)))]
     if pickles:
         raise CheckpointError(
             f"{folder}: got only pickle files ({', '.join(pickles[:3])}), expected *.safetensors, because unpickling "
@@ -374,9 +368,7 @@ def _check_shard_names(folder: Path, shards: list[str], problems: Problems) -> N
             problems.setdefault("shards missing from the series", []).append(f"{shard} ({place})")
 
 
-def _compare_with_index(
-    weight_map: Mapping[str, str], files: Mapping[str, SafetensorsFile], problems: Problems
-) -> None:
+def _compare_with_index(weight_map: Mapping[str, str], files: Mapping[str, SafetensorsFile], problems: Problems) -> None:
     """Note tensors that a shard lacks although the index places them there, and the reverse."""
     for name, shard in sorted(weight_map.items()):
         if shard in files and name not in files[shard].tensors:

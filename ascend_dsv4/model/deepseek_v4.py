@@ -34,6 +34,8 @@ class ForwardConfig:
         self.index_rounding = "hadamard_fp4" if cache_rounding == "released" else "none"
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name == "model":  # asked for before __init__ has run, by copy and pickle
+            raise AttributeError(name)
         return getattr(self.model, name)
 
 
@@ -57,9 +59,7 @@ def step_tables(
     return None, tuple(tables)
 
 
-def embed(
-    ops: Any, cfg: Any, w: Tensor, streams: None, carry: Carry, batch: Tensors, caches: Tensors
-) -> tuple[Tensor, Carry]:
+def embed(ops: Any, cfg: Any, w: Tensor, streams: None, carry: Carry, batch: Tensors, caches: Tensors) -> tuple[Tensor, Carry]:
     """The streams before the first layer."""
     return ops.embed(batch["input_ids"], w, hc_mult=cfg.hc_mult, out_dtype=cfg.dtype), carry
 
@@ -87,9 +87,7 @@ def decoder_layer(
 
 def hyper_connection(ops: Any, cfg: Any, w: HyperConnection, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Input of a sub-layer, and how its output returns to the streams."""
-    x, post, comb = ops.hc_pre(
-        streams, *w, sinkhorn_iters=cfg.hc_sinkhorn_iters, hc_eps=cfg.hc_eps, norm_eps=cfg.rms_norm_eps
-    )
+    x, post, comb = ops.hc_pre(streams, *w, sinkhorn_iters=cfg.hc_sinkhorn_iters, hc_eps=cfg.hc_eps, norm_eps=cfg.rms_norm_eps)
     return x, post, comb
 
 

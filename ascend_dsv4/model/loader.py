@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
 
+from ascend_dsv4.errors import CheckpointError
 from ascend_dsv4.graph.tree import leaves, map_leaves
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.weights import Constant, ModelWeights, MtpWeights, Param, is_parameter
@@ -65,6 +67,16 @@ class WeightLoader:
         return sum(self._checkpoint.entry(name).num_bytes for name in param.names)
 
 
+def as_stored(checkpoint: Checkpoint, params: Tree) -> Tree:
+    """The tree for the format "released" where the files hold F32 instead of BF16: such tensors are kept as they are."""
+
+    def widen(_: str, leaf: Param | Constant) -> Param | Constant:
+        is_f32 = isinstance(leaf, Param) and {checkpoint.entry(name).dtype for name in leaf.names} == {"F32"}
+        return replace(leaf, type=replace(leaf.type, dtype="float32")) if is_f32 else leaf
+
+    return map_leaves(widen, params, is_parameter)  # type: ignore[no-any-return]
+
+
 def resident_bytes(params: ModelWeights | MtpWeights) -> int:
     """Bytes of the tensors that `WeightLoader.load` makes."""
     return sum(leaf.type.num_bytes() for leaf in set(leaves(params, lambda item: isinstance(item, Param)).values()))
@@ -89,9 +101,18 @@ def _convert(checkpoint: Checkpoint, name: str, param: Param) -> np.ndarray:
     if (stored, resident) in _RAW:
         return checkpoint.array(name).view(_BITS[resident])
     if stored == "I64":
-        return checkpoint.array(name).astype(np.int32)
+        return _id_table(name, checkpoint.array(name), param.id_limit)
     values = checkpoint.read_float32(name, param.block)
     return to_bfloat16_bits(values) if resident == "bfloat16" else values
+
+
+def _id_table(name: str, ids: np.ndarray, limit: int) -> np.ndarray:
+    if ids.min() < 0 or ids.max() >= limit:
+        raise CheckpointError(
+            f"{name}: holds ids from {ids.min()} to {ids.max()}, expected 0 to {limit - 1}, because each is the number of an "
+            "expert. The file is damaged: download it again."
+        )
+    return ids.astype(np.int32)
 
 
 def to_bfloat16_bits(values: np.ndarray) -> np.ndarray:

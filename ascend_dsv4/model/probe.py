@@ -197,9 +197,7 @@ def _sample_blocks(
             unreadable.append(f"block {list(index)} of {name}: {error}")
 
 
-def _sample_block(
-    checkpoint: Checkpoint, name: str, index: tuple[int, int], block: fp8_blockwise.Block | None
-) -> BlockSample:
+def _sample_block(checkpoint: Checkpoint, name: str, index: tuple[int, int], block: fp8_blockwise.Block | None) -> BlockSample:
     entry = checkpoint.entry(name)
     row, column = index
     scale = checkpoint.array(checkpoint.scale_name(name) or name)[row : row + 1, column : column + 1]

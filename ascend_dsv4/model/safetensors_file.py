@@ -147,8 +147,7 @@ def _read_header(path: Path) -> tuple[int, dict[str, Any], int]:
             text = file.read(length)
     except OSError as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error.strerror}), expected a safetensors file. Check the path and its "
-            "permissions."
+            f"{path}: cannot be read ({error.strerror}), expected a safetensors file. Check the path and its permissions."
         ) from error
     header = load_json(text, f"header of {path}")
     if not isinstance(header, dict):

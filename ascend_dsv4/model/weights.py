@@ -34,6 +34,8 @@ class Param:
     names: tuple[str, ...]
     block: tuple[int, int]
     """FP8 scale block, for formats that dequantise while loading."""
+    id_limit: int = 0
+    """For a table of ids: they must be below this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,7 @@ class _Builder:
         return MoeWeights(
             gate=self.plain(f"{prefix}.gate", c.n_routed_experts, c.hidden_size),
             bias=None if hashed else self.float32(f"{prefix}.gate.bias", c.n_routed_experts),
-            tid2eid=Param(table, (f"{prefix}.gate.tid2eid",), (1, 1)) if hashed else None,
+            tid2eid=Param(table, (f"{prefix}.gate.tid2eid",), (1, 1), c.n_routed_experts) if hashed else None,
             w13=self.experts(f"{prefix}.experts", ("w1", "w3"), c.moe_intermediate_size, c.hidden_size),
             w2=self.experts(f"{prefix}.experts", ("w2",), c.hidden_size, c.moe_intermediate_size),
             shared_w1=self.matrix(f"{prefix}.shared_experts.w1", shared_size, c.hidden_size),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,9 +44,7 @@ class ModelRunner:
         self.graphs = graphs
         self.weights = weights
         self.backend = backend
-        self.caches = [
-            {cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers
-        ]
+        self.caches = [{cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers]
         self._table_names = step_table_names(config)
         self._mtp: Plan | None = None
         self._compile(None)
@@ -66,26 +65,32 @@ class ModelRunner:
         ]
         self._head = compiled("head", graphs.head, weights.head, {})
 
-    def observed(self, observer: Callable[[int | str], Observer]) -> ModelRunner:
-        """The same weights and caches with plans that report every node."""
-        twin = object.__new__(ModelRunner)
-        twin.__dict__.update(self.__dict__)
+    def observed(self, observer: Callable[[int | str], Observer], engine: EngineConfig) -> ModelRunner:
+        """The same weights and caches with plans that report every node, and other options."""
+        twin = copy.copy(self)
+        twin.engine = engine
         twin._compile(observer)
         return twin
 
     def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Tensor:
         """Process a step. Returns float32 logits [num_rows, vocab_size] of the rows the requests asked for, in order."""
-        return self.forward(self._batch(requests, manager), tap)[0]
+        num_tokens = sum(len(request.token_ids) for request in requests)
+        return self.forward(self._batch(requests, manager), num_tokens, tap)[0]
 
-    def forward(self, batch: dict[str, Tensor], tap: LayerTap | None = None) -> tuple[Tensor, Tensor]:
-        """Logits, and the streams after the last layer, of a batch that is on the device and has its step tables."""
+    def forward(
+        self, batch: dict[str, Tensor], num_tokens: int, tap: LayerTap | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Logits, and the streams after the last layer, of a batch that is on the device and has its step tables.
+
+        The first `num_tokens` rows are tokens, the others padding, which `tap` does not see.
+        """
         streams, carry = self._embed(None, (), batch)
         if tap is not None:
-            tap(0, streams)
+            tap(0, streams[:num_tokens])
         for i, layer in enumerate(self._layers):
             streams, carry = layer(streams, carry, batch)
             if tap is not None:
-                tap(i + 1, streams)
+                tap(i + 1, streams[:num_tokens])
         return self._head(streams, carry, batch)[0], streams
 
     def _batch(self, requests: Sequence[StepRequest], manager: CacheManager) -> dict[str, Tensor]:
@@ -107,7 +112,7 @@ class ModelRunner:
         """
         assert self._mtp is not None, "attach_mtp comes first"
         batch = self._batch([request], manager)
-        _, streams = self.forward(batch)
+        _, streams = self.forward(batch, len(next_ids))
         padding = [0] * (batch["input_ids"].shape[0] - len(next_ids))
         shifted = self.backend.to_device(np.asarray([*next_ids, *padding], dtype=np.int32))
         return self._mtp(streams, (), batch | {"input_ids": shifted})[0]

@@ -24,15 +24,16 @@ class Sampling(Protocol):
     def min_p(self) -> float: ...
 
 
-def uniform(seed: int, position: int) -> float:
-    """The random number of a position: Philox, keyed by the seed, counted by the position."""
-    return float(np.random.Generator(np.random.Philox(key=seed, counter=position)).random())
+def uniform(seed: tuple[int, int], position: int) -> float:
+    """The random number of a position: Philox, keyed by two 64-bit words, counted by the position."""
+    key = np.asarray(seed, dtype=np.uint64)
+    return float(np.random.Generator(np.random.Philox(key=key, counter=position)).random())
 
 
 def sample(
-    backend: Backend, logits: Tensor, params: Sequence[Sampling], seeds: Sequence[int], positions: Sequence[int]
+    backend: Backend, logits: Tensor, params: Sequence[Sampling], seeds: Sequence[tuple[int, int]], positions: Sequence[int]
 ) -> np.ndarray:
-    """One id per row, int32. `positions` are those of the drawn tokens."""
+    """One id per row, int32; -1 for a row that is not a distribution. `positions` are those of the drawn tokens."""
     columns = (
         np.asarray([p.temperature for p in params], np.float32),
         np.asarray([p.top_k for p in params], np.int32),

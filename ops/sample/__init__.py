@@ -9,7 +9,8 @@ min_p        [num_rows] float32; drop tokens below this share of the best token'
 uniform      [num_rows] float64 in [0, 1): the row's random number; the same number gives the same token
 Filters apply in that order to softmax(logits / temperature), each on what the ones before have left; tokens are ranked by
 logit, ties by id. The draw is the first ranked token whose running sum exceeds uniform · total.
-Returns ids [num_rows] int32, and logprobs [num_rows] float32 of the drawn tokens under log_softmax(logits).
+Returns ids [num_rows] int32, and logprobs [num_rows] float32 of the drawn tokens under log_softmax(logits). A row with a NaN,
+or without a finite largest logit, is no distribution: id -1, logprob NaN. -inf beside finite logits bars a token.
 """
 
 from ascend_dsv4.ops.registry import define

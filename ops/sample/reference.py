@@ -11,15 +11,17 @@ from ascend_dsv4.ops.sample import SPEC
 
 
 def draw(logits: Tensor, temperature: float, top_k: int, top_p: float, min_p: float, uniform: float) -> int:
-    """One token id from one row of float64 logits."""
+    """One token id from one row of float64 logits; -1 if the row is no distribution."""
+    if not torch.isfinite(logits.max()):  # the maximum of a row with a NaN is NaN
+        return -1
     if temperature == 0:
         return int(torch.argmax(logits))
     ranked, ids = torch.sort(logits / temperature, descending=True, stable=True)
     if top_k:
         ranked = ranked[:top_k]
     weights = torch.exp(ranked - ranked[0])
-    before = torch.cumsum(weights, 0) - weights
-    kept = (before < top_p * weights.sum()) & (weights >= min_p)
+    running = torch.cumsum(weights, 0)  # its last element is the total; `sum` would depend on the number of threads
+    kept = (running - weights < top_p * running[-1]) & (weights >= min_p)
     kept[0] = True
     sums = torch.cumsum(torch.where(kept, weights, 0), 0)
     at = int(torch.searchsorted(sums, uniform * sums[-1], right=True))
@@ -33,6 +35,9 @@ def sample(
     params = (values.tolist() for values in (temperature, top_k, top_p, min_p, uniform))
     rows = logits.double().unbind(0)
     chosen = [draw(row, *row_params) for row, *row_params in zip(rows, *params, strict=True)]
-    logprobs = [torch.log_softmax(row, 0)[token] for row, token in zip(rows, chosen, strict=True)]
     ids = torch.tensor(chosen, dtype=torch.int32, device=logits.device)
-    return ids, torch.stack(logprobs).float() if logprobs else logits.new_zeros(0)
+    logprobs = logits.new_full((len(rows),), torch.nan)
+    for i, (row, token) in enumerate(zip(rows, chosen, strict=True)):
+        if token >= 0:
+            logprobs[i] = torch.log_softmax(row, 0)[token]
+    return ids, logprobs

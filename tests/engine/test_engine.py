@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -100,6 +101,27 @@ def test_steps_stay_under_the_token_budget(config: ModelConfig) -> None:
         engine.step()
 
 
+def test_a_budget_below_the_number_of_decodes_starves_nobody(config: ModelConfig) -> None:
+    engine = make_engine(config, max_num_seqs=4, max_num_batched_tokens=2, max_model_len=256, max_total_tokens=1024)
+    requests = [engine.submit([5], SamplingParams(max_tokens=20, temperature=0, ignore_eos=True)) for _ in range(4)]
+    for _ in range(20):
+        engine.step()
+    counts = [len(request.output_ids) for request in requests]
+    assert max(counts) - min(counts) <= 1
+    run(engine)
+
+
+def test_a_prompt_alone_generates_nothing(config: ModelConfig) -> None:
+    engine = make_engine(config, max_model_len=64)
+    request = engine.submit([5] * 64, None)
+    run(engine)
+    assert (request.output_ids, request.logits, request.num_computed) == ([], [], 64)
+
+
+def test_an_idle_step_does_nothing(config: ModelConfig) -> None:
+    assert make_engine(config).step() == []
+
+
 def test_eos_stops_and_counts_as_output(config: ModelConfig) -> None:
     engine = make_engine(config)
     end = config.eos_token_id[0]
@@ -139,6 +161,7 @@ def test_abort_frees_at_once(config: ModelConfig) -> None:
     engine.abort(running)
     engine.abort(waiting)
     assert not engine.has_work
+    assert running.finish_reason == waiting.finish_reason == "abort"
     check_invariants(engine)
     assert all(pool.num_free == pool.num_blocks for pool in engine.manager.pools.values())
 
@@ -222,7 +245,25 @@ def test_batch_arrays(config: ModelConfig) -> None:
     assert batch["window_slots"][23] == batch["cmp4_slots"][23] == -1
 
 
-@pytest.mark.parametrize("field", ["temperature", "top_p", "top_k", "min_p", "max_tokens", "logprobs"])
-def test_sampling_parameters_out_of_range(field: str) -> None:
-    with pytest.raises(RequestError, match=f"sampling parameter {field}=-1"):
-        SamplingParams(**{field: -1})
+@pytest.mark.parametrize(
+    ("field", "values"),
+    [
+        ("temperature", [-1, 101, float("nan"), "1", True]),
+        ("top_p", [-1, 0, 1.5, float("nan")]),
+        ("min_p", [-1, 2]),
+        ("top_k", [-1, 0.5, 1 << 31, None]),
+        ("max_tokens", [0, -1, 2.5, True, None]),
+        ("logprobs", [-1, 21, 1.0]),
+        ("seed", [-1, 1 << 64, 0.5]),
+    ],
+)
+def test_sampling_parameters_out_of_range(field: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(RequestError, match=f"sampling parameter {field}="):
+            SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("prompt", [[5.7], "text", [[5]], [None]])
+def test_prompts_that_are_not_ids(config: ModelConfig, prompt: Any) -> None:
+    with pytest.raises(RequestError, match="expected whole-number token ids"):
+        make_engine(config).submit(prompt, NEVER_STOP)

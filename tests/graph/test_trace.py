@@ -107,11 +107,14 @@ def test_one_graph_per_layer_type(golden_config: ModelConfig) -> None:
     assert set(graphs.layers) == set(layer_specs(golden_config))
     for spec, graph in graphs.layers.items():
         written = set(graph.caches)
-        assert written == {
-            "sliding": {"win_kv"},
-            "csa": {"win_kv", "cmp_kv", "cmp_state", "idx_kv", "idx_state"},
-            "hca": {"win_kv", "cmp_kv", "cmp_state"},
-        }[spec.layer_type]
+        assert (
+            written
+            == {
+                "sliding": {"win_kv"},
+                "csa": {"win_kv", "cmp_kv", "cmp_state", "idx_kv", "idx_state"},
+                "hca": {"win_kv", "cmp_kv", "cmp_state"},
+            }[spec.layer_type]
+        )
 
 
 def test_the_printed_graph_names_every_call_and_its_line(golden_config: ModelConfig) -> None:

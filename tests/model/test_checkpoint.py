@@ -105,9 +105,7 @@ class TestSafetensorsFile:
             for tensor in file.tensors:
                 other = expected.get_tensor(tensor)
                 assert file.tensors[tensor].shape == tuple(other.shape)
-                assert (
-                    file.bytes(tensor).tobytes() == other.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
+                assert file.bytes(tensor).tobytes() == other.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
     def test_numpy_dtypes(self, golden_v4: Path) -> None:
         file = SafetensorsFile(golden_v4 / "fp8_fp4" / SHARDS[0])

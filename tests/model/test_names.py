@@ -69,9 +69,7 @@ def assert_same_tensors(renamed: Checkpoint, released: Checkpoint) -> None:
 
 class TestAgainstTransformers:
     def test_module_tree(self, model: Any, full_golden_v4: Path, tmp_path: Path) -> None:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors"
-        )
+        save_file({name: tensor.contiguous() for name, tensor in model.state_dict().items()}, tmp_path / "model.safetensors")
         shutil.copy(full_golden_v4 / "bf16" / "config.json", tmp_path)
         renamed, released = Checkpoint.open(tmp_path), Checkpoint.open(full_golden_v4 / "bf16")
         assert (renamed.layout, renamed.has_draft) == ("transformers", False)
@@ -151,9 +149,7 @@ class TestWithoutDrafts:
 
     def test_other_tensors_are_still_needed(self, renamed: Path) -> None:
         path = renamed / "model.safetensors"
-        path.write_bytes(
-            path.read_bytes().replace(b"model.layers.3.attn.wq_a.scale", b"model.layers.3.attn.wq_a.spale")
-        )
+        path.write_bytes(path.read_bytes().replace(b"model.layers.3.attn.wq_a.scale", b"model.layers.3.attn.wq_a.spale"))
         checkpoint, config = Checkpoint.open(renamed), ModelConfig.from_file(renamed)
         with pytest.raises(CheckpointError, match="released spelling.*1 missing, 1 surplus") as caught:
             checkpoint.validate(inventory(config), optional_aliases(config))
@@ -193,9 +189,7 @@ class TestNames:
         assert released_name(stored) == released
 
     def test_released_and_other_families_stay(self, golden_v4: Path) -> None:
-        entries = {
-            name: TensorEntry("U8", (1,), 0, 1) for name in ("model.layers.0.input_layernorm.weight", "lm_head.weight")
-        }
+        entries = {name: TensorEntry("U8", (1,), 0, 1) for name in ("model.layers.0.input_layernorm.weight", "lm_head.weight")}
         assert detect_layout(entries) == "released"
         assert released_view(entries, "released") == entries
         assert detect_layout(Checkpoint.open(golden_v4 / "fp8_fp4").names()) == "released"
@@ -219,9 +213,7 @@ class TestStackedExperts:
         content = np.frombuffer(b"\0" * 40 + data.tobytes() + down.tobytes(), dtype=np.uint8)
         stored = {
             f"model.layers.7.mlp.experts.gate_up_proj{suffix}": TensorEntry("F32", data.shape, 40, data.nbytes),
-            f"model.layers.7.mlp.experts.down_proj{suffix}": TensorEntry(
-                "F32", down.shape, 40 + data.nbytes, down.nbytes
-            ),
+            f"model.layers.7.mlp.experts.down_proj{suffix}": TensorEntry("F32", down.shape, 40 + data.nbytes, down.nbytes),
         }
         view = released_view(stored, "transformers")
         assert len(view) == 9
