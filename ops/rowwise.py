@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Torch primitives whose result for a row does not depend, to the last bit, on the other rows of the call.
 
-The references are built from these and from exactly rounded elementwise arithmetic. What to avoid, and why:
-a matrix product picks its blocking by the number of rows, and its kernels for few columns sum in an order that depends on
-where in memory a row begins; `sigmoid`, `silu` and `softplus` run a vector kernel on full
-vectors and a scalar one on the remainder; a sum that leaves a single value is split between threads.
+The references are built from these and from exactly rounded elementwise arithmetic. What to avoid, and why: a matrix product
+picks its blocking by the number of rows, and its kernels for few columns sum in an order that depends on where in memory a
+row begins; `sigmoid`, `silu` and `softplus` run a vector kernel on full vectors and a scalar one on the remainder; a sum that
+leaves a single value is split between threads.
 """
 
 from __future__ import annotations

@@ -150,12 +150,12 @@ class OpSpec:
         else:
             fits = len(shape) == len(pattern)
             parts = list(zip(pattern, shape, strict=False))
-        for symbol, size in parts:
+        for symbol, size in parts if fits else ():
             known = symbol if isinstance(symbol, int) else sizes.setdefault(symbol, size)
             if known != size:
                 fits = False
         if not fits:
-            expected = ", ".join(f"{s}={sizes[s]}" if s in sizes else str(s) for s in pattern)
+            expected = ", ".join(f"{s}={sizes[s]}" if s in sizes and s != REST else str(s) for s in pattern)
             raise ShapeError(f"{self.name}: {name} has shape {list(shape)}, expected [{expected}]")
 
     def _out_dtype(self, rule: str, types: Mapping[str, TensorType | None], attrs: Mapping[str, Any]) -> str:

@@ -178,7 +178,8 @@ def _normal(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
     stream = np.frombuffer(hashlib.shake_256(name.encode()).digest(4 * count), np.uint8)
     sums = stream.reshape(count, 4).sum(axis=1, dtype=np.int32) - 510
     deviation = math.sqrt(4 * (256**2 - 1) / 12)
-    return (sums.astype(np.float32) * np.float32(1 / deviation)).reshape(shape)
+    values: NDArray[np.float32] = sums.astype(np.float32) * np.float32(1 / deviation)
+    return values.reshape(shape)
 
 
 def _expert_table(spec: TensorSpec, num_experts: int) -> NDArray[np.int64]:

@@ -34,7 +34,10 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor, count: int) -> Tensor
 
 
 def best_entries(scores: Tensor, topk: int) -> Tensor:
-    """Ascending numbers of the `topk` highest scores; among equals the lower number. NaN counts as lowest."""
+    """Ascending numbers of the `topk` highest of more than `topk` scores; among equals the lower. NaN counts as lowest."""
+    best, entries = torch.topk(scores, topk + 1)
+    if best[-2] > best[-1] and best[0] == best[0]:  # no tie across the border and no NaN: the set is unique
+        return torch.sort(entries[:topk]).values
     scores = torch.where(torch.isnan(scores), -torch.inf, scores)
     threshold = torch.topk(scores, topk).values[-1]
     above, equal = scores > threshold, scores == threshold

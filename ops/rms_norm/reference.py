@@ -17,4 +17,4 @@ def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
     y = wide * torch.rsqrt(row_mean_square(wide) + eps)
     if weight is not None:
         y = y * weight.to(wide.dtype)
-    return y.to(x.dtype)
+    return y.to(x.dtype).contiguous()

@@ -14,4 +14,4 @@ from ascend_dsv4.ops.swiglu import SPEC
 def swiglu(gate: Tensor, up: Tensor, *, limit: float) -> Tensor:
     dtype = accumulate_dtype(gate)
     g = gate.to(dtype).clamp(max=limit)
-    return (g * sigmoid(g) * up.to(dtype).clamp(-limit, limit)).to(gate.dtype)
+    return (g * sigmoid(g) * up.to(dtype).clamp(-limit, limit)).to(gate.dtype).contiguous()

@@ -59,9 +59,7 @@ QUANTISERS = {
 def awkward_rows() -> list[list[float]]:
     """Groups of eight: random at several sizes, ties, powers of two, floors, zeros, values at the limits."""
     rng = np.random.default_rng(7)
-    rows = [
-        (rng.standard_normal(8) * 10.0**e).astype(np.float32).tolist() for e in (-42, -30, -6, -4, -2, 0, 3, 20, 37)
-    ]
+    rows = [(rng.standard_normal(8) * 10.0**e).astype(np.float32).tolist() for e in (-42, -30, -6, -4, -2, 0, 3, 20, 37)]
     rows += [[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], [-0.25, -0.75, -1.25, -1.75, -2.5, -3.5, -5.0, -6.0]]
     rows += [[448.0, 1.0625, 1.1875, 17.0, 19.0, 2.0**-10, 3 * 2.0**-10, 432.0], [0.0] * 8, [-0.0] * 8]
     rows += [[2.0**k] * 8 for k in (-149, -126, -14, 0, 9, 127)] + [[6.0 * 2.0**k, 0.1] * 4 for k in (-126, 0, 40)]
@@ -129,9 +127,7 @@ class TestFp8Decode:
         assert got.dtype == np.float32
         assert bits(got) == bits(expected)
         tensor = torch.from_numpy(codes).view(torch.float8_e4m3fn)
-        assert bits(fp8_blockwise.decode(tensor, torch.from_numpy(scales).view(torch.float8_e8m0fnu), block)) == bits(
-            got
-        )
+        assert bits(fp8_blockwise.decode(tensor, torch.from_numpy(scales).view(torch.float8_e8m0fnu), block)) == bits(got)
 
     def test_float32_scales_multiply(self) -> None:
         codes = np.arange(0, 120, dtype=np.uint8).reshape(4, 30)

@@ -227,9 +227,7 @@ def test_control_tokens_in_a_message_stay_text(chat_format: ChatFormat, tokenize
         (QUESTION, {"reasoning_effort": "huge"}, "reasoning_effort: got 'huge', expected one of"),
     ],
 )
-def test_refused_conversations(
-    golden_tokenizer: Tokenizer, messages: list[Any], options: dict[str, Any], message: str
-) -> None:
+def test_refused_conversations(golden_tokenizer: Tokenizer, messages: list[Any], options: dict[str, Any], message: str) -> None:
     chat_format = ChatFormat(golden_tokenizer, preview_rules=False)
     with pytest.raises(RequestError, match=message):
         chat_format.render_chat(messages, thinking=True, **options)

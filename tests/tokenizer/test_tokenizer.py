@@ -159,9 +159,7 @@ def test_every_byte_has_a_token(golden: Tokenizer, golden_json: dict[str, Any]) 
     assert {golden.token_bytes(token_id) for token_id in base} >= {bytes([byte]) for byte in range(256)}
 
 
-def test_saved_truncation_and_padding_have_no_effect(
-    golden: Tokenizer, golden_json: dict[str, Any], tmp_path: Path
-) -> None:
+def test_saved_truncation_and_padding_have_no_effect(golden: Tokenizer, golden_json: dict[str, Any], tmp_path: Path) -> None:
     golden_json["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
     padding = {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 2}
     golden_json["padding"] = padding | {"pad_type_id": 0, "pad_token": "<｜▁pad▁｜>"}

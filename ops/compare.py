@@ -1,0 +1,271 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare an output with what it should be: figures and a verdict. Framework-free; types numpy lacks arrive as float32 arrays.
+
+A comparison that could not have failed counts as failed, with a reason that begins with "refused": an empty array, an
+expected array that holds one value throughout, two names for one memory, a tolerance that admits anything.
+
+Every figure is a function of a `Pair`, so a report with more figures adds functions and leaves the verdict as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ascend_dsv4.ops.spec import EXACT, Tolerance
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arrays of one shape, ready for figures. Differences and ratios are formed in float64 over the finite elements."""
+
+    actual: Array
+    expected: Array
+
+    @cached_property
+    def finite(self) -> NDArray[np.bool_]:
+        """Where both are finite."""
+        both: NDArray[np.bool_] = np.isfinite(self.actual) & np.isfinite(self.expected)
+        return both
+
+    @cached_property
+    def error(self) -> NDArray[np.float64]:
+        """|actual − expected|, 0 where not both are finite."""
+        return np.abs(self._wide(self.actual) - self._wide(self.expected))
+
+    @cached_property
+    def magnitude(self) -> NDArray[np.float64]:
+        """|expected|, 0 where not both are finite."""
+        return np.abs(self._wide(self.expected))
+
+    @cached_property
+    def nonfinite_differ(self) -> NDArray[np.bool_]:
+        """Where one is NaN, +∞ or −∞ and the other is not the same."""
+        differ: NDArray[np.bool_] = nonfinite_kinds(self.actual) != nonfinite_kinds(self.expected)
+        return differ
+
+    def _wide(self, array: Array) -> NDArray[np.float64]:
+        return np.where(self.finite, array, 0).astype(np.float64)
+
+
+def nonfinite_kinds(array: Array) -> NDArray[np.int8]:
+    """0 for a finite number, 1 for NaN, 2 for +∞, 3 for −∞."""
+    kinds: NDArray[np.int8] = (np.isnan(array) + 2 * np.isposinf(array) + 3 * np.isneginf(array)).astype(np.int8)
+    return kinds
+
+
+def max_abs(pair: Pair) -> float:
+    """Largest |actual − expected|."""
+    return float(pair.error.max(initial=0.0))
+
+
+def max_rel(pair: Pair) -> float:
+    """Largest |actual − expected| / |expected| where expected is not 0."""
+    nonzero = pair.magnitude > 0
+    return float((pair.error[nonzero] / pair.magnitude[nonzero]).max(initial=0.0))
+
+
+def cosine_distance(pair: Pair) -> float:
+    """1 − cos of the angle between the two as vectors; 0 for two zero vectors, 1 for one.
+
+    Taken from the distance of the unit vectors, which keeps the digits that 1 − cos loses near 0.
+    """
+    a, e = pair.actual[pair.finite].astype(np.float64), pair.expected[pair.finite].astype(np.float64)
+    # Divided by the largest element first: squares of float64 values may overflow.
+    top_a, top_e = np.abs(a).max(initial=0.0), np.abs(e).max(initial=0.0)
+    if top_a == 0 or top_e == 0:
+        return float(top_a != top_e)
+    a, e = a / top_a, e / top_e
+    difference = a / np.linalg.norm(a) - e / np.linalg.norm(e)
+    return float(0.5 * np.dot(difference, difference))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One output against one expected array. The worst element is the one furthest beyond, or least within, its tolerance."""
+
+    passed: bool
+    reason: str
+    """Why it failed; empty if it passed."""
+    num_elements: int
+    num_over: int
+    """Elements outside the tolerance, those with differing NaN and ∞ included."""
+    max_abs: float = 0.0
+    max_rel: float = 0.0
+    worst_index: tuple[int, ...] = ()
+    worst_actual: float = 0.0
+    worst_expected: float = 0.0
+    cosine_distance: float = 0.0
+    nonfinite_equal: bool = True
+    """NaN, +∞ and −∞ sit at the same positions."""
+
+
+def compare(actual: Array, expected: Array, tolerance: Tolerance, *, allow_constant: bool = False) -> Comparison:
+    """Hold an output against its expected value: |a − e| ≤ abs + rel·|e| for every element, and 1 − cos ≤ cos over all.
+
+    actual, expected  arrays of one shape, both floating or both integer; integers and booleans must be equal
+    tolerance         ignored for integers; with cos = 0 the angle is not looked at, since the elements then decide
+    allow_constant    accept an expected array that holds a single value: for outputs that must be constant
+    """
+    reason = _misfit(actual, expected) or _refusal(actual, expected, tolerance, allow_constant)
+    if reason:
+        return Comparison(False, reason, num_elements=int(np.size(expected)), num_over=0)
+    pair = Pair(actual, expected)
+    if expected.dtype.kind == "f":
+        margin = pair.error - (tolerance.abs + tolerance.rel * pair.magnitude)
+        over = (margin > 0) | pair.nonfinite_differ
+        margin = np.where(pair.nonfinite_differ, np.inf, margin)
+    else:
+        margin, over = pair.error, actual != expected
+    distance = cosine_distance(pair)
+    reason = _verdict(pair, int(over.sum()), tolerance, distance)
+    # Two integers may differ where their float64 difference is 0, so what is over comes first.
+    worst = np.unravel_index(int(np.argmax(np.where(over, margin, -np.inf) if over.any() else margin)), expected.shape)
+    return Comparison(
+        passed=not reason,
+        reason=reason,
+        num_elements=expected.size,
+        num_over=int(over.sum()),
+        max_abs=max_abs(pair),
+        max_rel=max_rel(pair),
+        worst_index=tuple(int(i) for i in worst),
+        worst_actual=float(actual[worst]),
+        worst_expected=float(expected[worst]),
+        cosine_distance=distance,
+        nonfinite_equal=not pair.nonfinite_differ.any(),
+    )
+
+
+def _verdict(pair: Pair, num_over: int, tolerance: Tolerance, distance: float) -> str:
+    """Why two comparable arrays are not equal enough; empty if they are."""
+    if pair.nonfinite_differ.any():
+        return f"NaN or infinity differs at {int(pair.nonfinite_differ.sum())} positions"
+    if pair.expected.dtype.kind != "f":
+        return f"{num_over} of {pair.expected.size} elements differ" if num_over else ""
+    if num_over:
+        return f"{num_over} of {pair.expected.size} elements outside abs {tolerance.abs:g}, rel {tolerance.rel:g}"
+    if 0 < tolerance.cos < distance:
+        return f"1 - cos = {distance:.3g} exceeds {tolerance.cos:g}"
+    return ""
+
+
+def _misfit(actual: Array, expected: Array) -> str:
+    """Why two arrays have nothing to compare."""
+    kinds = []
+    for name, array in (("actual", actual), ("expected", expected)):
+        if not isinstance(array, np.ndarray):
+            return f"{name} is a {type(array).__name__}, expected a numpy array"
+        if array.dtype.kind not in "fiub":
+            return f"{name} has dtype {array.dtype}, expected floats, integers or booleans; pass other floats as float32"
+        kinds.append("float" if array.dtype.kind == "f" else "integer")
+    if kinds[0] != kinds[1]:
+        return f"actual is {actual.dtype}, expected is {expected.dtype}"
+    if actual.shape != expected.shape:
+        return f"actual has shape {list(actual.shape)}, expected has {list(expected.shape)}"
+    return ""
+
+
+def _refusal(actual: Array, expected: Array, tolerance: Tolerance, allow_constant: bool) -> str:
+    """Why the comparison could not fail."""
+    if expected.size == 0:
+        return "refused: no elements"
+    if np.shares_memory(actual, expected):
+        return "refused: actual and expected are the same memory"
+    limits = (tolerance.abs, tolerance.rel, tolerance.cos)
+    if not all(np.isfinite(limit) and limit >= 0 for limit in limits) or tolerance.rel >= 1:
+        return f"refused: {tolerance} is not a limit; each must be finite and not negative, rel below 1"
+    if not allow_constant and expected.size > 1 and _is_constant(expected):
+        return f"refused: expected is {expected.flat[0]} throughout; pass allow_constant=True if that is the right answer"
+    return ""
+
+
+def _is_constant(array: Array) -> bool:
+    first = array.flat[0]
+    if first != first:
+        return bool(np.isnan(array).all())
+    return bool((array == first).all())
+
+
+@dataclass(frozen=True, slots=True)
+class SetComparison:
+    """Chosen indices, row by row, as sets."""
+
+    passed: bool
+    reason: str
+    num_rows: int
+    num_tied: int = 0
+    """Rows that differ, but only by equal scores."""
+    num_wrong: int = 0
+    first_wrong: int = -1
+    """The first wrong row, counted over all leading axes."""
+    missing: tuple[int, ...] = ()
+    """What it should have chosen besides."""
+    surplus: tuple[int, ...] = ()
+    """What it should not have chosen; an index chosen twice counts."""
+
+
+def compare_sets(actual: Array, expected: Array, scores: Array | None = None, *, tie: float = 0.0) -> SetComparison:
+    """Hold top-k indices against the expected ones. Order within a row does not matter; −1 stands for no choice.
+
+    actual, expected  integers [..., k]
+    scores            [..., num_candidates]: a chosen index may be replaced by one whose score is as good as the lowest
+                      expected one. Without scores the sets must be equal. NaN ranks as −∞
+    tie               scores this close to that lowest one count as equal to it
+    """
+    reason = _misfit(actual, expected)
+    if not reason and (expected.dtype.kind not in "iu" or expected.ndim == 0):
+        reason = f"indices are {expected.dtype} with {expected.ndim} axes, expected rows of integers"
+    if not reason and scores is not None and scores.shape[:-1] != expected.shape[:-1]:
+        reason = f"scores have shape {list(scores.shape)}, expected {[*expected.shape[:-1], 'num_candidates']}"
+    if not reason:
+        reason = _refusal(actual, expected, EXACT, allow_constant=True)
+    if not reason and scores is not None and int(expected.max()) >= scores.shape[-1]:
+        reason = f"expected index {int(expected.max())} has no score among {scores.shape[-1]}"
+    if reason:
+        return SetComparison(False, reason, num_rows=0)
+    rows = zip(actual.reshape(-1, actual.shape[-1]), expected.reshape(-1, expected.shape[-1]), strict=True)
+    ranked = None if scores is None else np.where(np.isnan(scores), -np.inf, scores).reshape(-1, scores.shape[-1])
+    tied, wrong, can_fail = 0, [], False
+    for at, (mine, right) in enumerate(rows):
+        choices, wanted = mine[mine != -1].tolist(), set(right[right != -1].tolist())
+        missing = wanted - set(choices)
+        surplus = [index for index in choices if index not in wanted or choices.count(index) > 1]
+        row_scores = None if ranked is None else ranked[at]
+        can_fail |= _row_can_fail(wanted, row_scores, tie)
+        if not missing and not surplus:
+            continue
+        if row_scores is not None and _equally_good(choices, wanted, row_scores, tie):
+            tied += 1
+        else:
+            wrong.append((at, tuple(sorted(missing)), tuple(sorted(surplus))))
+    num_rows = expected.size // expected.shape[-1]
+    if not can_fail:
+        return SetComparison(False, "refused: any choice of this size would do", num_rows, tied)
+    if not wrong:
+        return SetComparison(True, "", num_rows, tied)
+    first, missing_there, surplus_there = wrong[0]
+    reason = f"{len(wrong)} of {num_rows} rows differ, first row {first}: missing {missing_there}, surplus {surplus_there}"
+    return SetComparison(False, reason, num_rows, tied, len(wrong), first, missing_there, surplus_there)
+
+
+def _row_can_fail(wanted: set[int], scores: NDArray[Any] | None, tie: float) -> bool:
+    """Whether some choice of the right size would be wrong."""
+    if not wanted or scores is None:
+        return bool(wanted)
+    boundary = min(scores[index] for index in wanted)
+    return bool(((scores < boundary - tie) | (scores > boundary + tie)).any())
+
+
+def _equally_good(choices: list[int], wanted: set[int], scores: NDArray[Any], tie: float) -> bool:
+    """Whether two different choices of one size differ only by scores tied with the lowest expected one."""
+    chosen = set(choices)
+    if not wanted or not len(chosen) == len(choices) == len(wanted) or not chosen <= set(range(len(scores))):
+        return False
+    boundary = min(scores[index] for index in wanted)
+    return all(scores[index] == boundary or abs(scores[index] - boundary) <= tie for index in chosen ^ wanted)

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of `hc_pre`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+
+ATTRS = {"sinkhorn_iters": 20, "hc_eps": 1e-6, "norm_eps": 1e-6}
+
+
+def inputs(
+    rng: Rng, num_tokens: int, hidden_size: int = 24, hc_mult: int = 4, iters: int = 20, scale: float = 1.0
+) -> CaseInputs:
+    outs = (2 + hc_mult) * hc_mult
+    args = {
+        "streams": normal(rng, num_tokens, hc_mult, hidden_size, scale=scale),
+        "fn": normal(rng, outs, hc_mult * hidden_size, scale=(hc_mult * hidden_size) ** -0.5),
+        "base": normal(rng, outs),
+        "scale": f32([0.7, 1.3, 0.9]),
+    }
+    return CaseInputs(args, {**ATTRS, "sinkhorn_iters": iters})
+
+
+def poisoned_padding(rng: Rng) -> CaseInputs:
+    made = inputs(rng, 6)
+    return CaseInputs({**made.args, "streams": nan_rows(f32(made.args["streams"]), [0, 4])}, made.attrs)
+
+
+def views(rng: Rng) -> CaseInputs:
+    made = inputs(rng, 6, hidden_size=9)
+    return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, made.attrs)
+
+
+def large(rng: Rng) -> CaseInputs:
+    """All positive: a sum that cancels has no digits left to compare."""
+    made = inputs(rng, 3, scale=1e15)
+    return CaseInputs({**made.args, "streams": np.abs(f32(made.args["streams"]))}, made.attrs)
+
+
+def steep(rng: Rng) -> CaseInputs:
+    """Coefficients far in the tails: sigmoids of 0 and 1, a mixing matrix close to a permutation."""
+    made = inputs(rng, 5)
+    return CaseInputs({**made.args, "scale": f32([20, 20, 20])}, made.attrs)
+
+
+CASES = (
+    Case("random", "typical", lambda rng: inputs(rng, 9, hidden_size=256)),
+    Case("two-streams", "typical", lambda rng: inputs(rng, 9, hc_mult=2)),
+    *token_cases(inputs),
+    Case("one-iteration", "boundary", lambda rng: inputs(rng, 5, iters=1)),
+    Case("one-stream", "boundary", lambda rng: inputs(rng, 5, hc_mult=1)),
+    Case("steep", "hostile", steep, dtypes=("float32",)),
+    Case("large", "hostile", large),
+    Case("tiny", "hostile", lambda rng: inputs(rng, 3, scale=1e-12)),
+    Case("poisoned-padding", "hostile", poisoned_padding),
+    Case("views", "hostile", views),
+)
+
+
+def without_projection(**attrs: float) -> CaseInputs:
+    """Two streams whose coefficients come from `base` alone: logits of the mixing rows (0, ln 3) and (0, 0)."""
+    args = {
+        "streams": f32([[[1, 2], [10, 20]]]),
+        "fn": np.zeros((8, 4), dtype=np.float32),
+        "base": f32([0, math.log(3), 0, math.log(3), 0, math.log(3), 0, 0]),
+        "scale": f32([1, 1, 1]),
+    }
+    return CaseInputs(args, {"hc_eps": 0.0, "norm_eps": 0.0, **attrs})
+
+
+EXPECTED = (
+    ExpectedCase(
+        "columns-first",
+        "by hand: row softmax (1/4, 3/4), (1/2, 1/2); columns divided by 3/4 and 5/4. Row and column are told apart",
+        lambda: without_projection(sinkhorn_iters=1),
+        {"x": f32([[8, 16]]), "post": f32([[1, 1.5]]), "comb": f32([[[1 / 3, 0.6], [2 / 3, 0.4]]])},
+    ),
+    ExpectedCase(
+        "columns-last",
+        "by hand: the above, rows divided by 14/15 and 16/15, columns by 55/56 and 57/56",
+        lambda: without_projection(sinkhorn_iters=2),
+        {"x": f32([[8, 16]]), "post": f32([[1, 1.5]]), "comb": f32([[[4 / 11, 12 / 19], [7 / 11, 7 / 19]]])},
+    ),
+    ExpectedCase(
+        "eps",
+        "by hand, hc_eps 1/4 and one iteration: pre + 1/4; softmax + 1/4 is (1/2, 1), (3/4, 3/4), columns / (5/4 + 1/4), "
+        "/ (7/4 + 1/4); none on post",
+        lambda: without_projection(sinkhorn_iters=1, hc_eps=0.25),
+        {"x": f32([[10.75, 21.5]]), "post": f32([[1, 1.5]]), "comb": f32([[[1 / 3, 0.5], [0.5, 0.375]]])},
+    ),
+    ExpectedCase(
+        "eps-every-step",
+        "by hand: the above, rows / (5/6 + 1/4) and / (7/8 + 1/4), columns / (88/117 + 1/4) and / (31/39 + 1/4)",
+        lambda: without_projection(sinkhorn_iters=2, hc_eps=0.25),
+        {"x": f32([[10.75, 21.5]]), "post": f32([[1, 1.5]]), "comb": f32([[[144 / 469, 72 / 163], [208 / 469, 52 / 163]]])},
+    ),
+    ExpectedCase(
+        "projection",
+        "by hand: (3, 4, 0, 0) has mean square 25/4, norm_eps 39/4 makes it 16, the projection 3 becomes 3/4; times scale "
+        "4/3·ln 3 its sigmoid is 3/4",
+        lambda: CaseInputs(
+            {
+                "streams": f32([[[3, 4], [0, 0]]]),
+                "fn": f32([[1, 0, 0, 0], *[[0] * 4] * 2, [1, 0, 0, 0], *[[0] * 4] * 4]),
+                "base": f32([0, 0, 0, 0, 0, math.log(3), 0, 0]),
+                "scale": f32([4 / 3 * math.log(3), 4 / 3 * math.log(3), 1]),
+            },
+            {"sinkhorn_iters": 1, "hc_eps": 0.0, "norm_eps": 9.75},
+        ),
+        {"x": f32([[2.25, 3]]), "post": f32([[1, 1.5]]), "comb": f32([[[1 / 3, 0.6], [2 / 3, 0.4]]])},
+    ),
+)

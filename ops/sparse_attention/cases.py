@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of `sparse_attention`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Step,
+    block_tables,
+    entry_slots,
+    f32,
+    filled_cache,
+    i32,
+    normal,
+    strided,
+    window_slots,
+    window_tables,
+)
+
+
+def inputs(
+    rng: Rng, step: Step, *, ratio: int = 4, topk: int | None = 5, window: int = 8, heads: int = 4, head_dim: int = 32,
+    window_block_rows: int = 4, block_rows: int = 3, scale: float | None = None,
+) -> CaseInputs:  # fmt: skip
+    """Ratio 0 is a window alone, topk None takes every entry. Rows that no query may see are NaN."""
+    table, num_blocks = window_tables(rng, step, window, window_block_rows)
+    live = [range(max(0, start - window + 1), start + count) for start, count in step.requests]
+    rows = [window_slots(table, i, positions, window_block_rows) for i, positions in enumerate(live)]
+    q = normal(rng, step.num_tokens, heads, head_dim)
+    q[step.padding_rows] = np.nan
+    args: dict[str, Array | None] = {
+        "q": q,
+        "win_kv": filled_cache(rng, num_blocks, window_block_rows, head_dim, np.concatenate([np.zeros(0, np.int64), *rows])),
+        "sink": normal(rng, heads),
+        "positions": step.positions,
+        "req_idx": step.req_idx,
+        "window_table": table,
+    }
+    if ratio:
+        counts = [end // ratio for end in step.ends()]
+        entry_table, num_blocks = block_tables(rng, counts, block_rows)
+        rows = [entry_slots(entry_table, i, range(count), block_rows) for i, count in enumerate(counts)]
+        slots = np.concatenate([np.zeros(0, np.int64), *rows])
+        args |= {"cmp_kv": filled_cache(rng, num_blocks, block_rows, head_dim, slots), "block_table": entry_table}
+    if ratio and topk is not None:
+        args["entries"] = chosen_entries(rng, step.positions, ratio, topk)
+    return CaseInputs(args, {"window": window, "ratio": ratio, "scale": scale or head_dim**-0.5})
+
+
+def chosen_entries(rng: Rng, positions: Array, ratio: int, topk: int) -> Array:
+    """A random choice among the visible entries, ascending, then -1: what `index_topk` returns."""
+    entries = np.full((len(positions), topk), -1, dtype=np.int32)
+    for row, position in zip(entries, positions.tolist(), strict=True):
+        visible = (position + 1) // ratio
+        count = min(visible, topk)
+        row[:count] = np.sort(rng.permutation(visible)[:count])
+    return entries
+
+
+def case(name: str, kind: Any, requests: tuple[tuple[int, int], ...], padding: int = 0, **options: Any) -> Case:
+    return Case(name, kind, lambda rng: inputs(rng, Step(requests, padding), **options))
+
+
+def sinks(rng: Rng) -> CaseInputs:
+    """Sinks that take nothing, everything, and would overflow if the maximum left them out."""
+    made = inputs(rng, Step(((20, 5),)))
+    return CaseInputs({**made.args, "sink": f32([-1e4, 1e4, 200, 0])}, made.attrs)
+
+
+def views(rng: Rng) -> CaseInputs:
+    made = inputs(rng, Step(((20, 5), (0, 3)), 1))
+    return CaseInputs({name: None if array is None else strided(array) for name, array in made.args.items()}, made.attrs)
+
+
+CASES = (
+    case("csa", "typical", ((0, 40), (37, 5), (90, 1)), heads=8, head_dim=64),
+    case("hca", "typical", ((0, 40), (37, 5), (90, 1)), ratio=16, topk=None),
+    case("window-alone", "typical", ((0, 40), (37, 5)), ratio=0),
+    case("decode-far", "typical", ((1000, 1), (517, 1)), ratio=4, topk=16, window=16),
+    case("tokens-0", "boundary", ()),
+    *(case(f"tokens-{n}", "boundary", ((0, n),), window=128, window_block_rows=64, heads=2) for n in (1, 3, 127, 128, 129)),
+    case("at-window-end", "boundary", ((127, 3),), ratio=128, topk=None, window=128, window_block_rows=32, heads=2),
+    case("window-1", "boundary", ((0, 6),), window=1),
+    case("rows-of-one-block", "boundary", ((9, 7),), window_block_rows=1, block_rows=1),
+    case("many-entries", "boundary", ((250, 8), (509, 6)), topk=None, ratio=4),
+    case("no-entries-yet", "boundary", ((0, 3),), topk=4),
+    case("topk-beyond-entries", "boundary", ((10, 9),), topk=100),
+    case("large", "hostile", ((20, 5),), scale=5.0),
+    Case("sinks", "hostile", sinks),
+    case("poisoned-padding", "hostile", ((6, 3), (0, 4)), 5),
+    case("padding-alone", "hostile", (), 2),
+    Case("views", "hostile", views),
+)
+
+
+def flat(position: int, sink: float, **more: Any) -> CaseInputs:
+    """One head with query 0, so that every key weighs 1 and the sink e^sink. Keys 1, 2, 4, 8, 16, 32 at positions 0 to 5."""
+    args: dict[str, Array | None] = {
+        "q": np.zeros((1, 1, 1), dtype=np.float32),
+        "win_kv": f32([[[1], [2], [4]], [[8], [16], [32]]]),
+        "sink": f32([sink]),
+        "positions": i32([position]),
+        "req_idx": i32([0]),
+        "window_table": i32([[0, 1]]),
+    }
+    return CaseInputs({**args, **more}, {"window": 3, "ratio": 2, "scale": 1.0})
+
+
+EXPECTED = (
+    ExpectedCase(
+        "window",
+        "specification: the window counts the token itself; keys of positions 3, 4, 5 and a sink of weight 1",
+        lambda: flat(5, 0.0),
+        {"o": f32([[[56 / 4]]])},
+    ),
+    ExpectedCase("short-window", "as above: positions 0 and 1", lambda: flat(1, 0.0), {"o": f32([[[3 / 3]]])}),
+    ExpectedCase("sink", "as above, the sink weighs 5", lambda: flat(5, math.log(5)), {"o": f32([[[56 / 8]]])}),
+    ExpectedCase(
+        "all-entries",
+        "specification: entry s is visible from position 2s + 1 on; at position 4 entries 0 and 1 besides keys 2, 3, 4",
+        lambda: flat(4, 0.0, cmp_kv=f32([[[100], [200], [400]]]), block_table=i32([[0]])),
+        {"o": f32([[[(28 + 300) / 6]]])},
+    ),
+    ExpectedCase(
+        "chosen-entry",
+        "as above, entry 1 alone is chosen",
+        lambda: flat(5, 0.0, cmp_kv=f32([[[100], [200], [400]]]), block_table=i32([[0]]), entries=i32([[1, -1]])),
+        {"o": f32([[[(56 + 200) / 5]]])},
+    ),
+    ExpectedCase(
+        "scores",
+        "by hand: q·k·scale are ln 2 and ln 6, a sink of weight 2 leaves 2/10 and 6/10; values are the keys. Padding gives 0",
+        lambda: CaseInputs(
+            {
+                "q": f32([[[2 * math.log(2), 2 * math.log(6)]], [[np.nan, 1]]]),
+                "win_kv": f32([[[1, 0], [0, 1]]]),
+                "sink": f32([math.log(2)]),
+                "positions": i32([1, -1]),
+                "req_idx": i32([0, -1]),
+                "window_table": i32([[0]]),
+            },
+            {"window": 4, "ratio": 0, "scale": 0.5},
+        ),
+        {"o": f32([[[0.2, 0.6]], [[0, 0]]])},
+    ),
+)

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of `store_kv`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided
+
+NONE = {"rounding": "none", "rope_dim": 0}
+FP8 = {"rounding": "fp8", "rope_dim": 16}
+FP4 = {"rounding": "hadamard_fp4", "rope_dim": 0}
+
+
+def inputs(rng: Rng, num_tokens: int, attrs: dict[str, object], width: int = 64, block_rows: int = 8) -> CaseInputs:
+    """Every token to a slot of its own, in random order, over a cache that is a block larger than needed."""
+    num_blocks = num_tokens // block_rows + 2
+    slots = rng.permutation(num_blocks * block_rows)[:num_tokens]
+    args = {
+        "cache": normal(rng, num_blocks, block_rows, width),
+        "rows": normal(rng, num_tokens, width),
+        "slots": i32(slots),
+    }
+    return CaseInputs(args, attrs)
+
+
+def integers(rng: Rng, num_tokens: int) -> CaseInputs:
+    """Small integers, whose Hadamard transform is exact."""
+    made = inputs(rng, num_tokens, FP4)
+    return CaseInputs({**made.args, "rows": f32(rng.integers(-4, 5, (num_tokens, 64)))}, FP4)
+
+
+def unwritten(rng: Rng) -> CaseInputs:
+    """Slot -1, as in padding, whose content is NaN."""
+    made = inputs(rng, 6, FP8)
+    slots = i32(made.args["slots"])
+    slots[[1, 4, 5]] = -1
+    return CaseInputs({**made.args, "rows": nan_rows(f32(made.args["rows"]), [1, 4, 5]), "slots": slots}, FP8)
+
+
+def block_edges(rng: Rng) -> CaseInputs:
+    made = inputs(rng, 5, NONE)
+    return CaseInputs({**made.args, "slots": i32([7, 8, 0, 9, 15])}, NONE)
+
+
+def nothing(rng: Rng) -> CaseInputs:
+    made = inputs(rng, 3, NONE)
+    return CaseInputs({**made.args, "slots": i32([-1, -1, -1])}, NONE)
+
+
+def magnitudes(rng: Rng) -> CaseInputs:
+    """Rows from the floor of the FP8 scale to near the end of bfloat16's range, powers of two among them."""
+    made = inputs(rng, 8, FP8)
+    scales = f32([1e-30, 1e-6, 1e-4, 2.0**-6, 1, 448, 1e10, 1e30])
+    rows: Array = f32(made.args["rows"]) * scales[:, None]
+    rows[5, :48] = 448
+    return CaseInputs({**made.args, "rows": rows}, FP8)
+
+
+def views(rng: Rng) -> CaseInputs:
+    made = inputs(rng, 5, FP8)
+    return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, FP8)
+
+
+CASES = (
+    Case("fp8", "typical", lambda rng: inputs(rng, 9, FP8, width=512)),
+    Case("hadamard-fp4", "typical", lambda rng: integers(rng, 9)),
+    Case("none", "typical", lambda rng: inputs(rng, 9, NONE)),
+    Case("tokens-0", "boundary", lambda rng: inputs(rng, 0, FP8)),
+    Case("tokens-1", "boundary", lambda rng: inputs(rng, 1, FP8)),
+    Case("tokens-128", "boundary", lambda rng: inputs(rng, 128, NONE)),
+    Case("tokens-129", "boundary", lambda rng: inputs(rng, 129, FP8)),
+    Case("fp8-partial-group", "boundary", lambda rng: inputs(rng, 3, FP8, width=100)),
+    Case("block-edges", "boundary", block_edges),
+    Case("slot-minus-one", "hostile", unwritten),
+    Case("nothing-written", "hostile", nothing),
+    Case("magnitudes", "hostile", magnitudes),
+    Case("views", "hostile", views),
+)
+
+EXPECTED = (
+    ExpectedCase(
+        "q8",
+        "specification: check vector of Q8, scale 2^-6; the two rotary channels stay as they are",
+        lambda: CaseInputs(
+            {
+                "cache": np.zeros((1, 2, 8), dtype=np.float32),
+                "rows": f32([[0.1, -0.37, 1.0, 3.3, -5.0, 0.0019, 0.1, 0.0019]]),
+                "slots": i32([1]),
+            },
+            {"rounding": "fp8", "rope_dim": 2},
+        ),
+        {"cache": f32([[[0] * 8, [0.1015625, -0.375, 1.0, 3.25, -5.0, 0.001953125, 0.1, 0.0019]]])},
+    ),
+    ExpectedCase(
+        "q4-ties",
+        "by hand: half the Sylvester-Hadamard transform of the rows is (5, -2.5, 0.25, 1) and (6, -2, -3, 1), scale 1; ties go "
+        "to the even code as in the specification's list (5 to 4, 2.5 to 2, 0.25 to 0)",
+        lambda: CaseInputs(
+            {
+                "cache": np.zeros((2, 1, 4), dtype=np.float32),
+                "rows": f32([[1.875, 3.375, 0.625, 4.125], [1, 2, 3, 6]]),
+                "slots": i32([1, 0]),
+            },
+            FP4,
+        ),
+        {"cache": f32([[[6, -2, -3, 1]], [[4, -2, 0, 1]]])},
+    ),
+    ExpectedCase(
+        "slots",
+        "by hand: slot 3 is block 1, row 1; -1 goes nowhere; the rest keeps its value",
+        lambda: CaseInputs(
+            {"cache": f32([[[1], [2]], [[3], [4]]]), "rows": f32([[7], [8], [9]]), "slots": i32([3, -1, 0])}, NONE
+        ),
+        {"cache": f32([[[9], [2]], [[3], [7]]])},
+    ),
+)

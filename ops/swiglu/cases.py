@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cases of `swiglu`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+
+LIMIT = {"limit": 10.0}
+
+
+def inputs(rng: Rng, num_tokens: int, dim: int = 33, scale: float = 2.0) -> CaseInputs:
+    return CaseInputs({name: normal(rng, num_tokens, dim, scale=scale) for name in ("gate", "up")}, LIMIT)
+
+
+def at_the_limits(rng: Rng) -> CaseInputs:
+    edges = f32([-1e30, -100, -20, -10.5, -10, -9.5, -1e-30, 0, 1e-30, 9.5, 10, 10.5, 100, 1e30])
+    gate, up = np.meshgrid(edges, edges)
+    return CaseInputs({"gate": gate, "up": up}, LIMIT)
+
+
+def poisoned_padding(rng: Rng) -> CaseInputs:
+    made = inputs(rng, 5)
+    return CaseInputs({name: nan_rows(f32(array), [1, 4]) for name, array in made.args.items()}, LIMIT)
+
+
+def views(rng: Rng) -> CaseInputs:
+    return CaseInputs({name: strided(f32(array)) for name, array in inputs(rng, 5).args.items()}, LIMIT)
+
+
+CASES = (
+    Case("random", "typical", lambda rng: inputs(rng, 9, dim=256)),
+    Case("clamped", "typical", lambda rng: inputs(rng, 9, scale=12.0)),
+    *token_cases(inputs),
+    Case("leading-axes", "boundary", lambda rng: CaseInputs({n: normal(rng, 2, 3, 5) for n in ("gate", "up")}, LIMIT)),
+    Case("at-the-limits", "hostile", at_the_limits),
+    Case("transposed", "hostile", lambda rng: CaseInputs({n: normal(rng, 40, 6).T for n in ("gate", "up")}, LIMIT)),
+    Case("poisoned-padding", "hostile", poisoned_padding),
+    Case("views", "hostile", views),
+)
+
+EXPECTED = (
+    ExpectedCase(
+        "one-sided",
+        "by hand: silu(ln 3) = 3/4·ln 3; a gate of 20 counts as 10, silu 9.9995460213; one of -20 stays, silu -4.12230724e-8 "
+        "(it would be -4.54e-4 at -10); up is held within ±10",
+        lambda: CaseInputs(
+            {"gate": f32([[math.log(3), 20, -20, math.log(3), math.log(3)]]), "up": f32([[1, 1, 10, 25, -25]])}, LIMIT
+        ),
+        {"y": f32([[0.75 * math.log(3), 9.9995460213, -4.12230724e-7, 7.5 * math.log(3), -7.5 * math.log(3)]])},
+    ),
+)

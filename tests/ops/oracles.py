@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every operator a second time: numpy loops in float64, written from the contracts and sharing no code with the references.
+
+An oracle takes the arguments by name (floats as float64, FP8 and FP4 weights as their bytes), the attributes, and the name of
+the compute dtype, to which it rounds where the model does so in mid-operator.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Args = dict[str, Any]
+Oracle = Callable[[Args, dict[str, Any], str], dict[str, Array]]
+
+E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
+# 0x7F, which would be 480, is the NaN.
+E4M3 = [m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0 ** (e - 7) for e in range(1, 16) for m in range(8)][:-1]
+
+
+def round_to(x: Array, dtype: str) -> Array:
+    """Nearest value of a float type, ties to even."""
+    if dtype == "float64":
+        return x
+    single = np.asarray(x, dtype=np.float32)
+    if dtype == "float32":
+        return single.astype(np.float64)
+    assert dtype == "bfloat16"
+    bits = single.view(np.uint32).astype(np.uint64)
+    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
+    return np.where(np.isnan(single), np.nan, rounded).astype(np.float64)
+
+
+def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
+    """Real values of a plain, FP8 or FP4 matrix."""
+    if scale is None:
+        return weight
+    out = np.zeros((weight.shape[0], weight.shape[1] * (2 if weight.dtype == np.int8 else 1)))
+    for i in range(out.shape[0]):
+        for j in range(out.shape[1]):
+            if weight.dtype == np.int8:
+                byte = int(weight[i, j // 2]) & 0xFF
+                code = byte >> 4 if j % 2 else byte & 15
+                value, exponent = (-1) ** (code >> 3) * E2M1[code & 7], int(scale[i, j // 32])
+            else:
+                code = int(weight[i, j])
+                value, exponent = (-1) ** (code >> 7) * E4M3[code & 127], int(scale[i // block[0], j // block[1]])
+            out[i, j] = value * 2.0 ** (exponent - 127)
+    return out
+
+
+def grid_round(row: Array, group: int, grid: list[float], floor: float) -> Array:
+    """Groups of a row to the nearest multiple of a power of two that the grid has; of two equally near, the even code."""
+    out = row.copy()
+    for start in range(0, len(row), group):
+        part = row[start : start + group]
+        product = np.float32(max(np.abs(part).max(), floor)) * np.float32(1 / grid[-1])
+        mantissa, exponent = math.frexp(float(product))
+        scale = 2.0 ** (exponent - (mantissa == 0.5))
+        for i, value in enumerate(part / scale):
+            distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
+            nearest = np.flatnonzero(distance == distance.min())
+            code = nearest[0] if len(nearest) == 1 or nearest[0] % 2 == 0 else nearest[1]
+            out[start + i] = math.copysign(grid[code], value) * scale
+    return out
+
+
+def hadamard(row: Array) -> Array:
+    """Sylvester's matrix times a row, over the root of its size."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < len(row):
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray(matrix @ row * len(row) ** -0.5)
+
+
+def stored(row: Array, rounding: str, rope_dim: int, dtype: str) -> Array:
+    """A row as the cache holds it."""
+    if rounding == "fp8":
+        split = len(row) - rope_dim
+        return np.concatenate([grid_round(row[:split], 64, E4M3, float(np.float32(1e-4))), row[split:]])
+    if rounding == "hadamard_fp4":
+        return grid_round(round_to(hadamard(row), dtype), 32, E2M1, 6 * 2.0**-126)
+    assert rounding == "none"
+    return row
+
+
+def normed(row: Array, weight: Array | None, eps: float) -> Array:
+    y = row / math.sqrt((row * row).sum() / len(row) + eps)
+    return y if weight is None else y * weight
+
+
+def turned(row: Array, cos: Array, sin: Array) -> Array:
+    """The last 2·len(cos) channels, pair by pair of neighbours."""
+    out, first = row.copy(), len(row) - 2 * len(cos)
+    for i, (c, s) in enumerate(zip(cos, sin, strict=True)):
+        a, b = row[first + 2 * i], row[first + 2 * i + 1]
+        out[first + 2 * i], out[first + 2 * i + 1] = a * c - b * s, a * s + b * c
+    return out
+
+
+def silu(x: Array) -> Array:
+    return np.asarray(x / (1 + np.exp(-x)))
+
+
+def embed(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros((len(a["input_ids"]), attrs["hc_mult"], a["weight"].shape[1]))
+    for t, token in enumerate(a["input_ids"]):
+        for n in range(attrs["hc_mult"]):
+            out[t, n] = a["weight"][token]
+    return {"y": out}
+
+
+def rms_norm(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    x = a["x"]
+    rows = [normed(row, a["weight"], attrs["eps"]) for row in x.reshape(-1, x.shape[-1])]
+    return {"y": np.array(rows).reshape(x.shape)}
+
+
+def linear(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    return {"y": a["x"] @ decode(a["weight"], a["scale"], attrs["block"]).T}
+
+
+def grouped_linear(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    x, weight = a["x"], decode(a["weight"], a["scale"], attrs["block"])
+    per_group = len(weight) // x.shape[1]
+    out = np.zeros((*x.shape[:2], per_group))
+    for g in range(x.shape[1]):
+        for r in range(per_group):
+            out[:, g, r] = x[:, g] @ weight[g * per_group + r]
+    return {"y": out}
+
+
+def rope(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = a["x"].copy()
+    for index in np.ndindex(out.shape[:-1]):
+        cos, sin = a["cos"][index[0]], a["sin"][index[0]]
+        out[index] = turned(out[index], cos, -sin if attrs["inverse"] else sin)
+    return {"y": out}
+
+
+def step_metadata(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    angles = np.zeros((len(a["positions"]), len(a["inv_freq"])))
+    for t, position in enumerate(a["positions"]):
+        for i, frequency in enumerate(a["inv_freq"]):
+            angles[t, i] = np.float32(position + attrs["offset"]) * np.float32(frequency)
+    return {"cos": np.cos(angles), "sin": np.sin(angles)}
+
+
+def projected(streams: Array, fn: Array, eps: float) -> Array:
+    z = streams.reshape(-1)
+    return np.array([(row * z).sum() for row in fn]) / math.sqrt((z * z).mean() + eps)
+
+
+def hc_pre(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    streams, scale, base, eps = a["streams"], a["scale"], a["base"], attrs["hc_eps"]
+    count, n, hidden = streams.shape
+    x, post, comb = np.zeros((count, hidden)), np.zeros((count, n)), np.zeros((count, n, n))
+    for t in range(count):
+        u = projected(streams[t], a["fn"], attrs["norm_eps"])
+        for i in range(n):
+            x[t] += (1 / (1 + math.exp(-(u[i] * scale[0] + base[i]))) + eps) * streams[t, i]
+            post[t, i] = 2 / (1 + math.exp(-(u[n + i] * scale[1] + base[n + i])))
+            row = [math.exp(u[2 * n + i * n + j] * scale[2] + base[2 * n + i * n + j]) for j in range(n)]
+            comb[t, i] = [power / sum(row) + eps for power in row]
+        for step in range(2 * attrs["sinkhorn_iters"] - 1):
+            sums = comb[t].sum(axis=step % 2) + eps  # even steps: over the first index, giving column sums
+            comb[t] = comb[t] / (sums[None, :] if step % 2 == 0 else sums[:, None])
+    return {"x": x, "post": post, "comb": comb}
+
+
+def hc_post(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros(a["streams"].shape)
+    for t, j in np.ndindex(out.shape[:2]):
+        out[t, j] = a["post"][t, j] * a["x"][t]
+        for i in range(out.shape[1]):
+            out[t, j] += a["comb"][t, i, j] * a["streams"][t, i]
+    return {"y": out}
+
+
+def hc_head(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    streams = a["streams"]
+    out = np.zeros((len(streams), streams.shape[2]))
+    for t in range(len(streams)):
+        u = projected(streams[t], a["fn"], attrs["norm_eps"])
+        for n in range(streams.shape[1]):
+            out[t] += (1 / (1 + math.exp(-(u[n] * a["scale"][0] + a["base"][n]))) + attrs["hc_eps"]) * streams[t, n]
+    return {"y": out}
+
+
+def store_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    cache = a["cache"].copy()
+    for row, slot in zip(a["rows"], a["slots"], strict=True):
+        if slot >= 0:
+            cache[slot // cache.shape[1], slot % cache.shape[1]] = stored(row, attrs["rounding"], attrs["rope_dim"], dtype)
+    return {"cache": cache}
+
+
+def compress_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    cache, state, ratio = a["cache"].copy(), a["state"].copy(), attrs["ratio"]
+    head_dim, width = cache.shape[2], a["kv"].shape[1]
+    logits = np.array([a["gate"][t] + a["ape"][p % ratio] for t, p in enumerate(a["positions"])]).reshape(-1, width)
+    for i, slot in enumerate(a["state_slots"]):
+        mine = range(a["cu_query_lens"][i], a["cu_query_lens"][i + 1])
+        at = {int(a["positions"][t]): t for t in mine}
+        for position, t in at.items():
+            if a["slots"][t] < 0:
+                continue
+            terms = []  # (logits, kv) of every covered token
+            for p in range(position - ratio * (width // head_dim) + 1, position + 1):
+                if p < 0:
+                    continue
+                kv, b = (a["kv"][at[p]], logits[at[p]]) if p in at else a["state"][slot, p % state.shape[1]]
+                older = p <= position - ratio
+                part = slice(head_dim) if older or width == head_dim else slice(head_dim, width)
+                terms.append((b[part], kv[part]))
+            entry = np.zeros(head_dim)
+            for c in range(head_dim):
+                top = max(b[c] for b, _ in terms)
+                powers = [math.exp(b[c] - top) for b, _ in terms]
+                entry[c] = sum(p * kv[c] for p, (_, kv) in zip(powers, terms, strict=True)) / sum(powers)
+            entry = round_to(normed(round_to(entry, dtype), a["norm"], attrs["eps"]), dtype)
+            entry = round_to(turned(entry, a["cos"][t], a["sin"][t]), dtype)
+            where = divmod(int(a["slots"][t]), cache.shape[1])
+            cache[where] = stored(entry, attrs["rounding"], 2 * a["cos"].shape[1], dtype)
+        for position, t in at.items():
+            if position > max(at) - state.shape[1]:
+                state[slot, position % state.shape[1]] = [a["kv"][t], logits[t]]
+    return {"cache": cache, "state": state}
+
+
+def index_topk(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    chosen = np.full((len(a["q"]), attrs["topk"]), -1, dtype=np.int32)
+    for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
+        scores = []
+        queries = [stored(q, attrs["rounding"], 0, dtype) for q in a["q"][t]]
+        for s in range((position + 1) // attrs["ratio"] if request >= 0 else 0):
+            block, row = divmod(s, a["idx_kv"].shape[1])
+            key = a["idx_kv"][a["block_table"][request, block], row]
+            score = 0.0
+            for q, weight in zip(queries, a["weights"][t], strict=True):
+                score += weight * max(q @ key, 0.0)
+            scores.append((-score, s))
+        best = sorted(s for _, s in sorted(scores)[: attrs["topk"]])
+        chosen[t, : len(best)] = best
+    return {"entries": chosen}
+
+
+def sparse_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros(a["q"].shape)
+    for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
+        if request < 0:
+            continue
+        keys = []
+        for p in range(max(0, position - attrs["window"] + 1), position + 1):
+            block, row = divmod(p, a["win_kv"].shape[1])
+            keys.append(a["win_kv"][a["window_table"][request, block % a["window_table"].shape[1]], row])
+        if a["cmp_kv"] is not None:
+            for s in range((position + 1) // attrs["ratio"]):
+                if a["entries"] is None or s in a["entries"][t]:
+                    block, row = divmod(s, a["cmp_kv"].shape[1])
+                    keys.append(a["cmp_kv"][a["block_table"][request, block], row])
+        for h, q in enumerate(a["q"][t]):
+            scores = [float(q @ key) * attrs["scale"] for key in keys]
+            top = max(*scores, a["sink"][h])
+            powers = [math.exp(score - top) for score in scores]
+            total = sum(power * key for power, key in zip(powers, keys, strict=True))
+            out[t, h] = total / (sum(powers) + math.exp(a["sink"][h] - top))
+    return {"o": out}
+
+
+def route(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    ids = np.zeros((len(a["logits"]), attrs["topk"]), dtype=np.int32)
+    weights = np.zeros(ids.shape)
+    for t, row in enumerate(a["logits"]):
+        scores = [math.sqrt(max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in row]
+        if a["tid2eid"] is not None:
+            ids[t] = a["tid2eid"][a["input_ids"][t]]
+        else:
+            bias = np.zeros(len(row)) if a["bias"] is None else a["bias"]
+            ids[t] = sorted(range(len(row)), key=lambda e: (-(scores[e] + bias[e]), e))[: attrs["topk"]]
+        total = sum(scores[e] for e in ids[t]) if attrs["norm_topk_prob"] else 1.0
+        weights[t] = [scores[e] / total * attrs["scaling"] for e in ids[t]]
+    return {"ids": ids, "weights": weights}
+
+
+def moe_dispatch(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    ids = a["ids"]
+    rows, row_weights = np.zeros((ids.size, a["x"].shape[1])), np.zeros(ids.size)
+    counts, row_of = np.zeros(attrs["num_experts"], dtype=np.int32), np.full(ids.shape, -1, dtype=np.int32)
+    at = 0
+    for expert in range(attrs["num_experts"]):
+        for t, j in np.ndindex(ids.shape):
+            if ids[t, j] == expert:
+                rows[at], row_weights[at], row_of[t, j] = a["x"][t], a["weights"][t, j], at
+                counts[expert] += 1
+                at += 1
+    return {"rows": rows, "row_weights": row_weights, "counts": counts, "row_of": row_of}
+
+
+def expert_mlp(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out, at, limit = np.zeros(a["rows"].shape), 0, attrs["limit"]
+    for expert, count in enumerate(a["counts"]):
+        w13, w2 = (
+            decode(a[name][expert], None if a[f"{name}_scale"] is None else a[f"{name}_scale"][expert], attrs["block"])
+            for name in ("w13", "w2")
+        )
+        for row in range(at, at + count):
+            both = w13 @ a["rows"][row]
+            gate, up = both[: len(both) // 2], both[len(both) // 2 :]
+            hidden = a["row_weights"][row] * silu(np.minimum(gate, limit)) * np.clip(up, -limit, limit)
+            out[row] = w2 @ round_to(hidden, dtype)
+        at += count
+    return {"y": out}
+
+
+def moe_combine(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros((len(a["row_of"]), a["rows"].shape[1]))
+    for t, j in np.ndindex(a["row_of"].shape):
+        if a["row_of"][t, j] >= 0:
+            out[t] += a["rows"][a["row_of"][t, j]]
+    return {"y": out}
+
+
+def swiglu(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    limit = attrs["limit"]
+    return {"y": silu(np.minimum(a["gate"], limit)) * np.clip(a["up"], -limit, limit)}
+
+
+def logits(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    return {"y": np.array([a["weight"] @ a["x"][row] for row in a["rows"]]).reshape(-1, len(a["weight"]))}
+
+
+def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    ids, logprobs = [], []
+    for r, row in enumerate(a["logits"]):
+        ranked = sorted(range(len(row)), key=lambda i: (-row[i], i))
+        token = ranked[0]
+        if a["temperature"][r] > 0:
+            if a["top_k"][r] > 0:
+                ranked = ranked[: a["top_k"][r]]
+            weights = [math.exp((row[i] - row[ranked[0]]) / a["temperature"][r]) for i in ranked]
+            total, running = sum(weights), 0.0
+            kept: list[tuple[int, float]] = []
+            for i, weight in zip(ranked, weights, strict=True):
+                if not kept or running < a["top_p"][r] * total:
+                    kept.append((i, weight))
+                running += weight
+            kept = [(i, weight) for i, weight in kept if weight >= a["min_p"][r] or i == ranked[0]]
+            goal, running = a["uniform"][r] * sum(weight for _, weight in kept), 0.0
+            for i, weight in kept:
+                running += weight
+                token = i
+                if running > goal:
+                    break
+        top = max(row)
+        ids.append(token)
+        logprobs.append(row[token] - top - math.log(sum(math.exp(x - top) for x in row)))
+    return {"ids": np.array(ids, dtype=np.int32), "logprobs": np.array(logprobs)}
+
+
+ORACLES: dict[str, Oracle] = {
+    oracle.__name__: oracle
+    for oracle in (
+        compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits, moe_combine,
+        moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+    )
+}  # fmt: skip
