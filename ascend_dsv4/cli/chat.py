@@ -69,15 +69,17 @@ def add_chat_options(parser: argparse.ArgumentParser, *, thinking: bool) -> None
 def run(args: argparse.Namespace) -> int:
     """Hold the conversation."""
     model, engine, params = model_path(args.model), engine_config(args), sampling_params(args)
-    start(model, engine, params, args)
-    return 0
+    return start(model, engine, params, args)
 
 
-def start(model: Path, engine: EngineConfig, params: SamplingParams, args: argparse.Namespace) -> None:
-    """Load a model and talk. An unusable tokenizer or option is an error before the weights are read."""
+def start(model: Path, engine: EngineConfig, params: SamplingParams, args: argparse.Namespace) -> int:
+    """Load a model and talk; returns the exit code. An unusable tokenizer or option is an error before the weights are read."""
+    if not model.is_dir():
+        raise ConfigError(f"--model {model}: no folder; expected one with a checkpoint, because only weights can talk.")
     tools = None if args.tools is None else _read_tools(Path(args.tools))
     chat_format = _open_format(model, args, tools)
-    converse(Conversation(open_model(model, engine), chat_format, params, args, tools))
+    answered = converse(Conversation(open_model(model, engine), chat_format, params, args, tools))
+    return 0 if answered or sys.stdin.isatty() else 2
 
 
 def _read_tools(path: Path) -> list[Any]:
@@ -204,8 +206,8 @@ class _Reply:
         return message
 
 
-def converse(conversation: Conversation) -> None:
-    """Read messages and commands until the input ends."""
+def converse(conversation: Conversation) -> bool:
+    """Read messages and commands until the input ends. Returns whether every message was answered."""
     from ascend_dsv4.cli.terminal import note, print_error
 
     if hasattr(sys.stdin, "reconfigure"):  # bytes that are no text must not end a conversation
@@ -214,10 +216,11 @@ def converse(conversation: Conversation) -> None:
         with suppress(ImportError):  # line editing, where Python has it
             import readline  # noqa: F401
         note("Ctrl-C stops an answer, Ctrl-D leaves, /help lists commands")
+    answered = True
     while (line := _read_line("> ")) is not None:
         text = line.strip()
         if text == "/exit":
-            return
+            break
         if text == "/reset":
             conversation.reset()
             note("forgotten")
@@ -227,7 +230,9 @@ def converse(conversation: Conversation) -> None:
             try:
                 _take_turn(conversation, text)
             except (RequestError, CapacityError) as error:
+                answered = False
                 print_error(f"{error} The message was not kept; /reset makes room for a new conversation.")
+    return answered
 
 
 def _take_turn(conversation: Conversation, text: str) -> None:

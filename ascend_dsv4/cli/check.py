@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 PACKAGES: Final = ("torch", "numpy", "deepseek-recipe", "tokenizers", "safetensors")
 OPTIONAL_PACKAGES: Final = {"torch-npu": "torch_npu", "mindspore": "mindspore"}
 """Distribution → module. They are looked for, never imported: importing one needs its device software."""
-WEIGHT_FILES: Final = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
 
 Report = dict[str, Any]
 
@@ -40,7 +39,8 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
         help="versions, operators, and what a model takes",
         description="Print versions, machine, backends and the resolved operators; with --model also what the model is, "
-        "whether its files are right, and where cache memory goes. Exits with 1 if it could not run with these options.",
+        "whether its files are right, and where cache memory goes. Exits with 1 if it could not run with these options; "
+        "a bare configuration is only described.",
     )
     parser.add_argument("--model", metavar="DIR", help="checkpoint folder, a config.json, or a shipped configuration's name")
     parser.add_argument(
@@ -163,12 +163,26 @@ def add_model(report: Report, path: Path, engine: EngineConfig, *, with_probe: b
     report["cache"] = caches(config, engine)
     if files is not None and files["error"] and files["error"] not in report["problems"]:
         report["problems"].append(files["error"])
+    if path.is_dir():
+        _check_tokenizer(report, path)
     # Without weights nothing is going to run, and the figures are what was asked for.
     obstacles = report["notes"] if files is None else report["problems"]
     obstacles += refused_formats(config, engine)
     report["memory"] = memory(config, engine, checkpoint, report)
     if report["memory"] and not report["memory"]["fits"]:
         obstacles.append("weights and caches do not fit into the memory of this machine")
+
+
+def _check_tokenizer(report: Report, folder: Path) -> None:
+    from ascend_dsv4.tokenizer import Tokenizer
+
+    if not (folder / "tokenizer.json").exists():
+        report["notes"].append("no tokenizer.json: prompts can only be token ids, and there is no chat")
+        return
+    try:
+        Tokenizer.from_folder(folder)
+    except CheckpointError as error:
+        report["problems"].append(str(error))
 
 
 def _add_probe(report: Report, folder: Path) -> None:
@@ -234,11 +248,11 @@ def caches(config: ModelConfig, engine: EngineConfig) -> dict[str, Any]:
 
 
 def weight_files(config: ModelConfig, path: Path) -> tuple[Checkpoint | None, dict[str, Any] | None]:
-    """Whether the headers fit the model, for a folder that holds weights; reads no weights but stored aliases."""
+    """Whether the headers fit the model, for a checkpoint folder; reads no weights but stored aliases."""
     from ascend_dsv4.model.checkpoint import Checkpoint
     from ascend_dsv4.model.inventory import inventory, optional_aliases
 
-    if not (path.is_dir() and any(file for pattern in WEIGHT_FILES for file in path.glob(pattern))):
+    if not path.is_dir():
         return None, None
     try:
         checkpoint = Checkpoint.open(path)

@@ -10,6 +10,7 @@ from typing import Any, Final
 from ascend_dsv4.cli import chat
 from ascend_dsv4.cli.generate import complete, open_model
 from ascend_dsv4.cli.options import add_engine_options, add_sampling_options, engine_config, sampling_params
+from ascend_dsv4.errors import RequestError
 
 PROMPT: Final = "The ship came into the harbour, and the captain"
 DEFAULT_MAX_TOKENS: Final = 32
@@ -42,11 +43,20 @@ def run(args: argparse.Namespace) -> int:
     from ascend_dsv4.cli.terminal import note
     from ascend_dsv4.demo import demo_model
 
+    _check_combination(args)
     engine, params = engine_config(args), sampling_params(args)
     folder = demo_model(args.keep_dir)
     size = sum(file.stat().st_size for file in folder.iterdir())
     note(f"demo model: {folder} ({size / 1e6:.1f} MB). Its weights are random: the text means nothing.")
     if args.chat:
-        chat.start(folder, engine, params, args)
-        return 0
+        return chat.start(folder, engine, params, args)
     return complete(open_model(folder, engine), [args.prompt], params, as_json=args.json)
+
+
+def _check_combination(args: argparse.Namespace) -> None:
+    if args.chat and args.json:
+        raise RequestError("--json: got it with --chat, but a conversation is no document. Leave one of them out.")
+    chosen = {"--tools": args.tools, "--system": args.system, "--reasoning-effort": args.reasoning_effort}
+    wrong = [name for name, value in (chosen | {"--thinking": args.thinking or None}).items() if value is not None]
+    if wrong and not args.chat:
+        raise RequestError(f"{', '.join(wrong)}: got without --chat, but only a conversation has it. Add --chat.")

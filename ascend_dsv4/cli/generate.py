@@ -22,7 +22,7 @@ from ascend_dsv4.cli.options import (
     sampling_params,
 )
 from ascend_dsv4.config import EngineConfig, ModelConfig
-from ascend_dsv4.engine.request import SamplingParams
+from ascend_dsv4.engine.request import SamplingParams, check_prompt
 from ascend_dsv4.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
@@ -62,7 +62,20 @@ def run(args: argparse.Namespace) -> int:
     if args.dump_graph is not None:
         return _dump_graphs(model, engine, args.dump_graph, as_json=args.json)
     prompts, params = _prompts(args), sampling_params(args)
+    _check_prompts(prompts, model, engine)
     return complete(open_model(model, engine), prompts, params, as_json=args.json)
+
+
+def _check_prompts(prompts: Sequence[Prompt], model: Path, engine: EngineConfig) -> None:
+    """Refuse what the model cannot process before hours of loading, not after."""
+    from ascend_dsv4.tokenizer import Tokenizer
+
+    if not (model / "tokenizer.json").exists():
+        return  # the model itself says what it needs
+    config, tokenizer = ModelConfig.from_file(model), Tokenizer.from_folder(model)
+    for prompt in prompts:
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        check_prompt(ids, config, engine.max_model_len or config.max_position_embeddings)
 
 
 def open_model(model: Path, engine: EngineConfig) -> LLM:

@@ -96,13 +96,13 @@ def model_path(text: str) -> Path:
     raises   ConfigError if there is no such thing
     """
     path = Path(text)
-    if path.exists():
+    if text and path.exists():
         return path
     shipped = _shipped("models", "json")
     if text in shipped:
         return shipped[text]
     raise ConfigError(
-        f"--model {text}: no such file or folder; expected a checkpoint folder, a config.json, or the name of a shipped "
+        f"--model {text!r}: no such file or folder; expected a checkpoint folder, a config.json, or the name of a shipped "
         f"configuration ({', '.join(shipped)}). Check the path."
     )
 

@@ -130,7 +130,7 @@ def _draw_verdict(console: Console, report: Mapping[str, Any]) -> None:
     for problem in report["problems"]:
         console.print(Text.assemble(("problem: ", "bold red"), printable(problem)), soft_wrap=True)
     if not report["problems"]:
-        console.print(Text("no problems found", "green"))
+        console.print(Text("no problems found" if not report["notes"] else "no problems found beside the notes", "green"))
 
 
 def _title(console: Console, text: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -40,7 +41,7 @@ class EngineConfig:
     backend: Literal["cpu", "npu", "mindspore", "null"] = _choice(
         "cpu", "where the model runs; null computes nothing and exercises the engine alone"
     )
-    ops: str = _choice("auto", "implementations of the operators: auto, or a set such as reference or native")
+    ops: str = _choice("auto", "implementations of the operators: auto takes the fastest, reference the plain-torch ones")
     dtype: Literal["float32", "bfloat16"] = _choice("float32", "number format of activations")
     weights: Literal["released", "fp32", "bf16", "w8a8", "w4a8"] = _choice(
         "released", "format of weights in memory; released keeps the stored fp8 and fp4 bytes and decodes them on use"
@@ -162,3 +163,12 @@ class _PlainLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} occurs twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+_BOOL: Final = "tag:yaml.org,2002:bool"
+# `cache_rounding: off` is a word, not the boolean that YAML 1.1 takes it for: only true and false are booleans.
+_PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _BOOL]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_PlainLoader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))

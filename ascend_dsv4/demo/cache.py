@@ -87,14 +87,24 @@ def _write_manifest(folder: Path) -> None:
 
 
 def _check_replaceable(folder: Path) -> None:
-    """A folder the user named is written to only if it is new, empty, or an earlier demo."""
-    if not folder.exists() or (folder / MANIFEST).is_file():
+    """A folder the user named is written to only if it is new, empty, or an earlier demo and nothing else."""
+    if not folder.exists():
         return
-    if not folder.is_dir() or any(folder.iterdir()):
+    held = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
+    if held - {MANIFEST} - _listed(folder):
         raise ConfigError(
             f"{folder}: holds something else; expected a new or empty folder, or an earlier demo (its files would be "
             "overwritten). Name another folder."
         )
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that the folder's manifest names; none if there is no manifest of a demo."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return set(manifest["files"]) if isinstance(manifest["generator"], str) else set()
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _publish(fresh: Path, target: Path) -> None:

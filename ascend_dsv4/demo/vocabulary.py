@@ -122,14 +122,14 @@ def _learn_merges(vocab: list[str], size: int) -> list[Pair]:
     for word, count in words.items():
         counts.update(_pairs(word, count))
     while len(vocab) < size:
-        best = max(counts, key=lambda pair: (counts[pair], pair))
-        assert counts[best] > 0, f"the text has too few pairs for {size} tokens"
+        count, best = max(zip(counts.values(), counts, strict=True))
+        assert count > 0, f"the text has too few pairs for {size} tokens"
         merges.append(best)
         token = best[0] + best[1]
         if token not in known:
             known.add(token)
             vocab.append(token)
-        for word in [word for word in words if best in zip(word, word[1:], strict=False)]:
+        for word in [word for word in words if best[0] in word and best in zip(word, word[1:], strict=False)]:
             count = words.pop(word)
             counts.subtract(_pairs(word, count))
             merged = _merged(word, best)

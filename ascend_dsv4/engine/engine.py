@@ -12,7 +12,7 @@ import numpy as np
 from ascend_dsv4.backend.base import Tensor
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.engine.request import Request, SamplingParams, as_token_ids
+from ascend_dsv4.engine.request import Request, SamplingParams, check_prompt
 from ascend_dsv4.engine.scheduler import Scheduler
 from ascend_dsv4.errors import RequestError
 from ascend_dsv4.kv_cache.manager import CacheManager
@@ -154,22 +154,7 @@ class Engine:
 
     def check_prompt(self, prompt: Iterable[Any]) -> tuple[int, ...]:
         """The ids of a prompt. Raises RequestError if the model cannot process them."""
-        prompt_ids = as_token_ids(prompt)
-        limit = self.runner.plan.max_model_len
-        if not prompt_ids:
-            raise RequestError("the prompt is empty: got 0 token ids, expected at least 1. Send text or token ids.")
-        if len(prompt_ids) > limit:
-            raise RequestError(
-                f"prompt of {len(prompt_ids)} tokens is longer than max_model_len={limit}; shorten it, or start with a "
-                f"larger max_model_len (the model allows {self.config.max_position_embeddings})."
-            )
-        for position, token in enumerate(prompt_ids):
-            if not 0 <= token < self.config.vocab_size:
-                raise RequestError(
-                    f"token id {token} at position {position} is outside the vocabulary of {self.config.vocab_size} ids; "
-                    "check that prompt and model use the same tokenizer."
-                )
-        return prompt_ids
+        return check_prompt(prompt, self.config, self.runner.plan.max_model_len)
 
 
 def _logprobs(logits: np.ndarray, token: int, count: int) -> dict[int, float]:

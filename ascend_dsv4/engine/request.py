@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import RequestError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -71,6 +72,25 @@ def as_token_ids(prompt: Iterable[Any]) -> tuple[int, ...]:
             f"prompt of type {type(prompt).__name__}: expected whole-number token ids, and nothing else is an id. "
             "Send text, or the tokenizer's ids."
         ) from None
+
+
+def check_prompt(prompt: Iterable[Any], config: ModelConfig, max_model_len: int) -> tuple[int, ...]:
+    """The ids of a prompt. Raises RequestError if the model cannot process them."""
+    prompt_ids = as_token_ids(prompt)
+    if not prompt_ids:
+        raise RequestError("the prompt is empty: got 0 token ids, expected at least 1. Send text or token ids.")
+    if len(prompt_ids) > max_model_len:
+        raise RequestError(
+            f"prompt of {len(prompt_ids)} tokens is longer than max_model_len={max_model_len}; shorten it, or start with a "
+            f"larger max_model_len (the model allows {config.max_position_embeddings})."
+        )
+    for position, token in enumerate(prompt_ids):
+        if not 0 <= token < config.vocab_size:
+            raise RequestError(
+                f"token id {token} at position {position} is outside the vocabulary of {config.vocab_size} ids; "
+                "check that prompt and model use the same tokenizer."
+            )
+    return prompt_ids
 
 
 @dataclass(slots=True, eq=False)

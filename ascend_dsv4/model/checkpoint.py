@@ -58,6 +58,12 @@ class InventoryDifferences:
         }
         return {kind: list(texts) for kind, texts in kinds.items() if texts}
 
+_SCALE_DTYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "F8_E4M3": ("F8_E8M0", "U8", "F32"), "I8": ("F8_E8M0", "U8"), "U8": ("F8_E8M0", "U8"),
+}  # fmt: skip
+"""Dtype of a quantised matrix → dtypes that its scales may have."""
+
+
 
 class Checkpoint:
     """The tensors of a checkpoint folder under their released names. Make one with `Checkpoint.open`.
@@ -157,13 +163,7 @@ class Checkpoint:
         if entry.dtype == "BF16":
             widened: NDArray[np.float32] = (file.read(entry)[part].astype(np.uint32) << 16).view(np.float32)
             return widened
-        scale = self.scale_name(name)
-        if scale is None or entry.dtype not in ("F8_E4M3", "I8", "U8"):
-            raise CheckpointError(
-                f"tensor {name!r}: got dtype {entry.dtype} {'without' if scale is None else 'with'} scales, expected "
-                "F32, BF16, or F8_E4M3 / I8 with scales beside it, because only these stand for real numbers. Read it "
-                "with array()."
-            )
+        scale = self.quantized_scale(name)
         if entry.dtype != "F8_E4M3":
             return fp4.decode_numpy(file.read(entry)[part], self.array(scale)[part])
         if block is None:
@@ -179,6 +179,19 @@ class Checkpoint:
             )
         covering = slice(start // block[0], -(-stop // block[0]))
         return fp8_blockwise.decode_numpy(file.read(entry)[part], self.array(scale)[covering], block)
+
+    def quantized_scale(self, name: str) -> str:
+        """Name of the scales of an FP8 or packed FP4 matrix. Raises CheckpointError for what no decoder reads."""
+        entry, scale = self.entry(name), self.scale_name(name)
+        found = None if scale is None else self.entry(scale)
+        fits = found is not None and found.dtype in _SCALE_DTYPES.get(entry.dtype, ())
+        if scale is None or found is None or not fits or (len(entry.shape), len(found.shape)) != (2, 2):
+            scales = "no scales" if found is None else f"scales of dtype {found.dtype} {list(found.shape)}"
+            raise CheckpointError(
+                f"tensor {name!r}: got dtype {entry.dtype} {list(entry.shape)} with {scales}, expected F32, BF16, or an "
+                "F8_E4M3 or I8 matrix with a matrix of F8_E8M0 scales, for only these stand for real numbers. Use array()."
+            )
+        return scale
 
     def differences(self, inventory: Iterable[TensorSpec], aliases: Mapping[str, str]) -> InventoryDifferences:
         """Compare the headers with the tensors a model needs. Reads no data.

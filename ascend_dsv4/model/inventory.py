@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from ascend_dsv4.config.layers import compressor_roles
 from ascend_dsv4.config.model_config import FP4_BLOCK, ModelConfig
 
 DTYPE_BYTES: Final[Mapping[str, int]] = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "I64": 8}
@@ -183,7 +184,7 @@ class _Layout:
             yield from self.compressor(f"{prefix}indexer.compressor.", ratio, c.index_head_dim)
 
     def compressor(self, prefix: str, ratio: int, entry_dim: int) -> Iterator[TensorSpec]:
-        width = entry_dim * (2 if ratio == 4 else 1)  # ratio 4: every token serves its own window and the next one
+        width = entry_dim * compressor_roles(ratio)
         yield TensorSpec(f"{prefix}ape", "F32", (ratio, width))
         for part in ("wkv", "wgate"):
             yield TensorSpec(f"{prefix}{part}.weight", "BF16", (width, self.config.hidden_size))

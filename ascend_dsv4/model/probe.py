@@ -183,8 +183,14 @@ def _sample_blocks(
     """Random blocks, taking turns between the stored formats (FP4 experts outnumber FP8 linears a hundred to one)."""
     formats: dict[str, list[str]] = {}
     for name in checkpoint.names():
-        scale = checkpoint.scale_name(name)
-        if scale is not None and checkpoint.entry(scale).num_bytes > 0:
+        if checkpoint.scale_name(name) is None:
+            continue
+        try:
+            scale = checkpoint.quantized_scale(name)
+        except CheckpointError as error:
+            unreadable.append(str(error))
+            continue
+        if checkpoint.entry(scale).num_bytes > 0:
             formats.setdefault(checkpoint.entry(name).dtype, []).append(name)
     groups = [names for _, names in sorted(formats.items())]
     for turn in range(num_blocks if groups else 0):

@@ -33,6 +33,11 @@ def decode_numpy(
     raises  CheckpointError if the scale grid does not fit the matrix
     """
     _check_grid(codes.shape, scales.shape, block)
+    if scales.dtype not in (np.uint8, np.float32):
+        raise CheckpointError(
+            f"fp8 decoder: got scales of dtype {scales.dtype}, expected uint8 (E8M0) or float32, because other bits stand for "
+            "other numbers. Check the dtype of the scale tensor."
+        )
     values = np.take(E4M3FN, codes)
     multipliers = E8M0[scales] if scales.dtype == np.uint8 else scales
     columns = np.repeat(multipliers, block[1], axis=1)[:, : codes.shape[1]]

@@ -52,6 +52,16 @@ def large(rng: Rng) -> CaseInputs:
     return inputs(rng, 20, logits=normal(rng, 20, 30, scale=1e4))
 
 
+def no_distribution(rng: Rng) -> CaseInputs:
+    """Rows without an answer beside rows with one: a NaN, nothing allowed, an infinite logit."""
+    logits = normal(rng, 12, 20)
+    logits[1, 3] = np.nan
+    logits[4] = -np.inf
+    logits[6, 0] = np.inf
+    logits[9] = np.nan
+    return inputs(rng, 12, logits=logits)
+
+
 def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in inputs(rng, 9).args.items() if array is not None})
 
@@ -64,6 +74,7 @@ CASES = (
     Case("ties", "hostile", ties, FLOAT32),
     Case("masked", "hostile", masked, FLOAT32),
     Case("extremes", "hostile", extremes, FLOAT32),
+    Case("no-distribution", "hostile", no_distribution, FLOAT32),
     Case("large", "hostile", large, FLOAT32),
     Case("views", "hostile", views, FLOAT32),
 )
@@ -104,6 +115,14 @@ EXPECTED = (
             min_p=f32([0, 0, 0.6, 0, 0]),
         ),  # fmt: skip
         {"ids": i32([3, 3, 3, 2, 2]), "logprobs": logs(0.3, 0.3, 0.3, 0.4, 0.4)},
+    ),
+    ExpectedCase(
+        "no-distribution",
+        "contract: id -1 and logprob NaN where the row holds a NaN or has no finite largest logit",
+        lambda: ten_twenty_forty_thirty(
+            4, uniform=np.array([0.0] * 4), logits=f32([[0, np.nan], [-np.inf, -np.inf], [np.inf, 0], [-np.inf, 1]])
+        ),
+        {"ids": i32([-1, -1, -1, 1]), "logprobs": f32([np.nan, np.nan, np.nan, 0])},
     ),
     ExpectedCase(
         "temperature",

@@ -57,6 +57,12 @@ def magnitudes(rng: Rng) -> CaseInputs:
     return CaseInputs({**made.args, "rows": rows}, FP8)
 
 
+def wide_groups(rng: Rng) -> CaseInputs:
+    """Channels a million times apart: small ones lose bits to the scale of their group, so its borders show."""
+    made = inputs(rng, 4, FP8, width=144)
+    return CaseInputs({**made.args, "rows": f32(made.args["rows"]) * f32(10 ** rng.uniform(-6, 0, (4, 144)))}, FP8)
+
+
 def views(rng: Rng) -> CaseInputs:
     made = inputs(rng, 5, FP8)
     return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, FP8)
@@ -74,6 +80,7 @@ CASES = (
     Case("block-edges", "boundary", block_edges),
     Case("slot-minus-one", "hostile", unwritten),
     Case("nothing-written", "hostile", nothing),
+    Case("wide-groups", "hostile", wide_groups),
     Case("magnitudes", "hostile", magnitudes),
     Case("views", "hostile", views),
 )

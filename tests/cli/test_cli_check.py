@@ -89,6 +89,14 @@ def test_published_cache_sizes(model: str, form: str, paged: int, state: int, dr
     assert sum(use["allocated_bytes"] for use in uses) == cache["allocated_bytes"]
 
 
+def test_sequences_have_windows_and_states_of_their_own(run: Run) -> None:
+    args = ("--model", "v4_flash", "--kv-cache", "bf16", "--max-model-len", 4096, "--max-total-tokens", 16384)
+    one, three = (check(run, *args, "--max-num-seqs", count)["cache"] for count in (1, 3))
+    assert (one["state_bytes"], three["state_bytes"]) == (12_206_080, 3 * 12_206_080)
+    assert three["paged_bytes"] - one["paged_bytes"] == 2 * 43 * 128 * 1024  # entries are shared out, windows are not
+    assert all(use["rounding_loss_bytes"] >= 0 for use in three["caches"])
+
+
 def test_cache_sizes_as_text(run: Run) -> None:
     result = run("check", "--model", MODELS / "v4_flash.json", "--kv-cache", "bf16", "--max-model-len", MILLION)
     assert result.code == 0
@@ -160,7 +168,9 @@ def test_a_valid_folder(run: Run, golden_v4: Path) -> None:
 def test_a_folder_without_weights(run: Run, folder: Path) -> None:
     for file in folder.glob("*.safetensors*"):
         file.unlink()
-    assert check(run, "--model", folder)["files"] is None
+    report = check(run, "--model", folder, code=1)
+    assert not report["files"]["valid"] and "no *.safetensors file" in report["problems"][0]
+    assert check(run, "--model", folder / "config.json")["files"] is None
 
 
 def test_damaged_weights(run: Run, folder: Path) -> None:
@@ -207,7 +217,8 @@ def test_probe(run: Run, folder: Path) -> None:
     report = check(run, "--model", folder, "--probe")["probe"]
     expected = probe(folder)
     assert report == json.loads(json.dumps(expected.to_dict() | {"lines": expected.lines()}))
-    assert all(f"  {line}\n" in run("check", "--model", folder, "--probe").out for line in expected.lines())
+    text = run("check", "--model", folder, "--probe").out
+    assert all(f"  {line}\n" in text for line in expected.lines())
     (folder / "config.json").write_text("{}")
     broken = check(run, "--model", folder, "--probe", code=1)
     assert broken["probe"]["config_error"] and "model" not in broken

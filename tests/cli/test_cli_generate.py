@@ -21,6 +21,7 @@ from ascend_dsv4.config import ModelConfig
 from ascend_dsv4.demo.checkpoint import CONFIG, write_checkpoint
 from ascend_dsv4.graph import format_graph
 from ascend_dsv4.llm import draft_graph, model_graphs
+from ascend_dsv4.tokenizer import Tokenizer
 from tests.cli.conftest import Run
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
@@ -73,27 +74,39 @@ def test_greedy_tokens_are_those_of_the_goldens(run: Run, golden: Path, greedy: 
 
 
 def test_one_prompt_is_streamed_as_text(run: Run, golden: Path) -> None:
-    params = SamplingParams(max_tokens=6, temperature=0.7)
+    params = SamplingParams(max_tokens=4, temperature=0.7)
     text = LLM(golden, max_model_len=256, max_num_seqs=2, seed=5).generate("Hello", params)[0].text
-    common = ("generate", "--model", golden, *SHORT, "--max-tokens", 6, "--temperature", 0.7, "--seed", 5)
+    common = ("generate", "--model", golden, *SHORT, "--max-tokens", 4, "--temperature", 0.7, "--seed", 5)
     result = run(*common, "--prompt", "Hello")
     assert (result.code, result.out) == (0, text + "\n" * (not text.endswith("\n")))
     assert "ops auto = reference" in result.err
     assert "loaded in" in result.err
-    assert "6 tokens, ended by length" in result.err
+    assert "4 tokens, ended by length" in result.err
     assert "tokens/s" in result.err
     file = golden.parent / "never-written"
     assert run(*common, "--prompt-file", file).code == 2
     assert run(*common, "--prompt-file", "-", stdin="Hello").out == result.out
 
 
+def test_the_end_token_is_no_text(run: Run, folder: Path) -> None:
+    args = ("generate", "--model", folder, *SHORT, "--max-tokens", 5, "--temperature", 0, "--token-ids", "5,6,7")
+    ids = json.loads(run(*args, "--json").out)["outputs"][0]["token_ids"]
+    edit_config(folder, eos_token_id=[ids[3], 1])
+    result = run(*args)
+    (output,) = json.loads(run(*args, "--json").out)["outputs"]
+    assert output["token_ids"] == ids[: ids.index(ids[3]) + 1]
+    assert output["finish_reason"] == "stop" and "ended by stop" in result.err
+    assert result.out == output["text"] + "\n" * (not output["text"].endswith("\n"))
+    assert result.out.rstrip("\n") == Tokenizer.from_folder(folder).decode(output["token_ids"][:-1]).rstrip("\n")
+
+
 def test_several_prompts(run: Run, golden: Path, tmp_path: Path) -> None:
-    args = ("generate", "--model", golden, *SHORT, "--max-tokens", 3, "--temperature", 0)
+    args = ("generate", "--model", golden, *SHORT, "--max-tokens", 2, "--temperature", 0)
     both = json.loads(run(*args, "--prompt", "Hello", "World", "--json").out)["outputs"]
     result = run(*args, "--prompt", "Hello", "--prompt", "World", "--logprobs", 1)
     assert result.out.startswith(f"--- 1: Hello\n{both[0]['text']}")
     assert f"--- 2: World\n{both[1]['text']}" in result.out
-    assert "2 prompts, 6 tokens" in result.err
+    assert "2 prompts, 4 tokens" in result.err
     file = tmp_path / "prompt.txt"
     file.write_text("World", encoding="utf-8")
     assert run(*args, "--prompt-file", file).out.strip("\n") == both[1]["text"].strip("\n")

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 from safetensors import safe_open
 
 from ascend_dsv4 import LLM
@@ -36,6 +38,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, demo_folder: Path) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert cache_folder().parent == tmp_path / "ascend-dsv4"
     return cache_folder()
+
+
+@pytest.fixture
+def filled_cache(cache: Path, demo_folder: Path) -> Path:
+    """The same with the demo in it."""
+    shutil.copytree(demo_folder, cache)
+    return cache
 
 
 def test_the_bytes_are_always_the_same(cache: Path, demo_folder: Path) -> None:
@@ -102,18 +111,25 @@ def test_tokenizer(demo_folder: Path) -> None:
     assert list(prompt.token_ids) == tokenizer.encode("<｜begin▁of▁sentence｜><｜User｜>hi<｜Assistant｜><think>")
 
 
-def test_it_is_written_once(cache: Path) -> None:
-    demo_model()
-    before = {path: path.stat().st_mtime_ns for path in [cache, *cache.iterdir()]}
-    assert demo_model() == cache
-    assert before == {path: path.stat().st_mtime_ns for path in [cache, *cache.iterdir()]}
+def test_text_is_cut_as_released_tokenizers_do(demo_folder: Path, golden_v4: Path) -> None:
+    ours, theirs = (
+        tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json")).pre_tokenizer
+        for folder in (demo_folder, golden_v4 / "fp8_fp4")
+    )
+    texts = ["12345678 ²½ x=1_000.50", "a\tb\r\n\n  c   ", "日本語カタカナ한국어中文abc", "don't (x)[y] !?… naïve 😀\n"]
+    for text in (TEXT, *texts):
+        assert ours.pre_tokenize_str(text) == theirs.pre_tokenize_str(text)
+
+
+def test_it_is_written_once(filled_cache: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in [filled_cache, *filled_cache.iterdir()]}
+    assert demo_model() == filled_cache
+    assert before == {path: path.stat().st_mtime_ns for path in [filled_cache, *filled_cache.iterdir()]}
 
 
 @pytest.mark.parametrize("damage", ["files", "manifest", "other generator"])
-def test_damage_is_repaired(damage: str, cache: Path, demo_folder: Path) -> None:
-    cache.mkdir(parents=True)
-    for name, data in contents(demo_folder).items():
-        (cache / name).write_bytes(data)
+def test_damage_is_repaired(damage: str, filled_cache: Path, demo_folder: Path) -> None:
+    cache = filled_cache
     if damage == "files":
         flipped, truncated, missing = sorted(cache.glob("*.safetensors"))
         data = bytearray(flipped.read_bytes())
@@ -131,16 +147,14 @@ def test_damage_is_repaired(damage: str, cache: Path, demo_folder: Path) -> None
 
 
 @pytest.mark.parametrize("part", ["config.json", "model-00003-of-00003.safetensors", MANIFEST])
-def test_any_change_is_noticed(part: str, cache: Path, demo_folder: Path) -> None:
-    cache.mkdir(parents=True)
-    for name, data in contents(demo_folder).items():
-        (cache / name).write_bytes(data)
-    assert is_intact(cache)
-    data = (cache / part).read_bytes()
-    (cache / part).write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
-    assert not is_intact(cache)
-    (cache / part).unlink()
-    assert not is_intact(cache)
+def test_any_change_is_noticed(part: str, filled_cache: Path) -> None:
+    assert is_intact(filled_cache)
+    path = filled_cache / part
+    data = path.read_bytes()
+    path.write_bytes(data[:-9] + bytes([data[-9] ^ 1]) + data[-8:])
+    assert not is_intact(filled_cache)
+    path.unlink()
+    assert not is_intact(filled_cache)
 
 
 def test_two_writers_at_once(tmp_path: Path, demo_folder: Path) -> None:
@@ -162,16 +176,13 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"config.json": b"mine"}
     with pytest.raises(ConfigError, match="cannot be written"):
         demo_model(tmp_path / "config.json" / "below")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert (demo_model(empty) / MANIFEST).exists()
 
 
-def test_the_command(run: Run, cache: Path) -> None:
-    args = ("demo", "--max-tokens", 4, "--max-model-len", 512)
+def test_the_command(run: Run, filled_cache: Path) -> None:
+    args = ("demo", "--max-tokens", 3, "--max-model-len", 512)
     first = run(*args)
     assert first.code == 0 and first.out.strip()
-    assert str(cache) in first.err.replace("\n", "")
+    assert str(filled_cache) in first.err.replace("\n", "")
     assert "the text means nothing" in " ".join(first.err.split())
     again = run(*args, "--json")
     (output,) = json.loads(again.out)["outputs"]
@@ -181,11 +192,21 @@ def test_the_command(run: Run, cache: Path) -> None:
 
 def test_the_command_keeps_a_folder_and_chats(run: Run, tmp_path: Path, demo_folder: Path) -> None:
     kept = tmp_path / "kept"
-    result = run("demo", "--keep-dir", kept, "--chat", "--max-tokens", 3, "--max-model-len", 256, stdin="Hello\nWorld\n")
+    kept.mkdir()  # an empty folder will do
+    result = run("demo", "--keep-dir", kept, "--chat", "--max-tokens", 2, "--max-model-len", 256, stdin="Hello\nWorld\n")
     assert result.code == 0 and result.out.strip()
-    assert result.err.count("3 tokens in") == 2
+    assert result.err.count("2 tokens in") == 2
     assert contents(kept) == contents(demo_folder)
     (tmp_path / "mine").write_text("x")
     refused = run("demo", "--keep-dir", tmp_path)
     assert (refused.code, refused.out) == (2, "")
     assert "holds something else" in refused.err
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    """A manifest of somebody else's, or files beside the demo's: nothing is overwritten."""
+    (tmp_path / "demo.json").write_text("{}")
+    (tmp_path / "config.json").write_text("precious")
+    with pytest.raises(ConfigError, match="holds something else"):
+        demo_model(tmp_path)
+    assert (tmp_path / "config.json").read_text() == "precious"

@@ -129,3 +129,11 @@ def test_bad_yaml(text: str, words: str, tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         EngineConfig.from_yaml(tmp_path / "none.yaml")
+
+
+def test_off_is_a_word(tmp_path: Path) -> None:
+    """YAML 1.1 would read it as false."""
+    file = tmp_path / "options.yaml"
+    file.write_text("cache_rounding: off\nkv_cache: bf16\nmax_model_len: null\n")
+    config = EngineConfig.from_yaml(file)
+    assert (config.cache_rounding, config.kv_cache, config.max_model_len) == ("off", "bf16", None)

@@ -29,6 +29,8 @@ def round_to(x: Array, dtype: str) -> Array:
     single = np.asarray(x, dtype=np.float32)
     if dtype == "float32":
         return single.astype(np.float64)
+    if dtype == "float16":
+        return single.astype(np.float16).astype(np.float64)
     assert dtype == "bfloat16"
     bits = single.view(np.uint32).astype(np.uint64)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
@@ -264,11 +266,10 @@ def sparse_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Ar
                     block, row = divmod(s, a["cmp_kv"].shape[1])
                     keys.append(a["cmp_kv"][a["block_table"][request, block], row])
         for h, q in enumerate(a["q"][t]):
-            scores = [float(q @ key) * attrs["scale"] for key in keys]
+            scores = np.array(keys) @ q * attrs["scale"]
             top = max(*scores, a["sink"][h])
-            powers = [math.exp(score - top) for score in scores]
-            total = sum(power * key for power, key in zip(powers, keys, strict=True))
-            out[t, h] = total / (sum(powers) + math.exp(a["sink"][h] - top))
+            powers = np.exp(scores - top)
+            out[t, h] = powers @ np.array(keys) / (powers.sum() + math.exp(a["sink"][h] - top))
     return {"o": out}
 
 
@@ -337,6 +338,10 @@ def logits(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     ids, logprobs = [], []
     for r, row in enumerate(a["logits"]):
+        if np.isnan(row).any() or not np.isfinite(max(row)):
+            ids.append(-1)
+            logprobs.append(math.nan)
+            continue
         ranked = sorted(range(len(row)), key=lambda i: (-row[i], i))
         token = ranked[0]
         if a["temperature"][r] > 0:
