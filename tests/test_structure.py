@@ -160,3 +160,8 @@ def test_importing_the_package_loads_no_framework() -> None:
 def test_the_operator_folder_has_one_name() -> None:
     result = subprocess.run([sys.executable, "-c", "import ops"], cwd=ROOT, capture_output=True, text=True)
     assert "imported as `ascend_dsv4.ops`" in result.stderr
+
+
+def test_documents_are_finished() -> None:
+    for path in (ROOT / "README.md", ROOT / "docs" / "architecture.md", ROOT / "cann_kernels" / "README.md"):
+        assert "@@" not in path.read_text(encoding="utf-8")

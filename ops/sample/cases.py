@@ -117,6 +117,16 @@ EXPECTED = (
         {"ids": i32([3, 3, 3, 2, 2]), "logprobs": logs(0.3, 0.3, 0.3, 0.4, 0.4)},
     ),
     ExpectedCase(
+        "sum-exceeds",
+        "contract: of two equal tokens the second from a uniform of exactly 1/2 on, where the first no longer exceeds it",
+        lambda: ten_twenty_forty_thirty(
+            3,
+            uniform=np.array([0.5, np.nextafter(0.5, 0), 0.0]),
+            logits=f32([[0, 0, -np.inf], [0, 0, -np.inf], [-np.inf, -np.inf, 0]]),
+        ),
+        {"ids": i32([1, 0, 2]), "logprobs": logs(0.5, 0.5, 1)},
+    ),
+    ExpectedCase(
         "no-distribution",
         "contract: id -1 and logprob NaN where the row holds a NaN or has no finite largest logit",
         lambda: ten_twenty_forty_thirty(
