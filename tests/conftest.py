@@ -65,6 +65,14 @@ def _seed(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(seed)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny models spend their time waiting for a second thread; tests about threads set their own number."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def golden_v4() -> Path:
     """The V4 goldens, at least the committed part: fp8_fp4/, logits.safetensors, tokenizer_cases.json."""
