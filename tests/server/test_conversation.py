@@ -64,7 +64,7 @@ def released_tokenizer() -> Tokenizer:
 
 @pytest.fixture
 def golden_tokenizer(golden_v4: Path) -> Tokenizer:
-    return Tokenizer.from_folder(golden_v4 / "bf16")
+    return Tokenizer.from_folder(golden_v4 / "fp8_fp4")
 
 
 @pytest.fixture(scope="module")
@@ -245,7 +245,7 @@ def test_deeply_nested_tool(golden_tokenizer: Tokenizer) -> None:
 
 @pytest.mark.parametrize("missing", ["<think>", "｜DSML｜", "<｜latest_reminder｜>", EOS])
 def test_tokenizer_without_a_control_token(golden_v4: Path, tmp_path: Path, missing: str) -> None:
-    content = (golden_v4 / "bf16" / "tokenizer.json").read_text(encoding="utf-8")
+    content = (golden_v4 / "fp8_fp4" / "tokenizer.json").read_text(encoding="utf-8")
     (tmp_path / "tokenizer.json").write_text(content.replace(json.dumps(missing, ensure_ascii=False), '"?x?"'), "utf-8")
     with pytest.raises(UnsupportedError, match=f"no token '{missing}', expected all control tokens"):
         ChatFormat(Tokenizer.from_file(tmp_path / "tokenizer.json"), preview_rules=False)

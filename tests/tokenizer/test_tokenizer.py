@@ -43,12 +43,12 @@ def released(released_folder: Path) -> Tokenizer:
 
 @pytest.fixture
 def golden(golden_v4: Path) -> Tokenizer:
-    return Tokenizer.from_folder(golden_v4 / "bf16")
+    return Tokenizer.from_folder(golden_v4 / "fp8_fp4")
 
 
 @pytest.fixture
 def golden_json(golden_v4: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((golden_v4 / "bf16" / "tokenizer.json").read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((golden_v4 / "fp8_fp4" / "tokenizer.json").read_text(encoding="utf-8"))
     return content
 
 
