@@ -11,6 +11,7 @@ if __name__ == "ops":
     )
 
 OP_NAMES = (
+    "adjust_logits",
     "compress_kv",
     "embed",
     "expert_mlp",

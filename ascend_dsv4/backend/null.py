@@ -13,6 +13,7 @@ import numpy as np
 from ascend_dsv4.backend.base import Observer
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.graph.ir import Graph
+from ascend_dsv4.ops.adjust_logits import check_mask
 from ascend_dsv4.ops.registry import BoundOps
 
 
@@ -37,6 +38,19 @@ class NullPlan:
 
 def _greedy(logits: np.ndarray, *_: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return logits.argmax(-1).astype(np.int32), np.zeros(len(logits), np.float32)
+
+
+def _adjust_logits(
+    logits: np.ndarray, rows: np.ndarray, ids: np.ndarray, repetition: np.ndarray, bias: np.ndarray, allowed: np.ndarray
+) -> np.ndarray:
+    check_mask(logits.shape, allowed.shape)
+    y = logits.copy()
+    kept, tokens = rows >= 0, np.arange(logits.shape[1])
+    at, penalty = (rows[kept], ids[kept]), repetition[kept]
+    with np.errstate(over="ignore", invalid="ignore"):  # infinity and NaN are results of the contract
+        y[at] = np.where(y[at] > 0, y[at] / penalty, y[at] * penalty) + bias[kept]
+        y[(allowed[:, tokens // 32] >> (tokens % 32) & 1) == 0] -= np.inf
+    return y
 
 
 class NullBackend:
@@ -78,4 +92,4 @@ class NullBackend:
         """Nothing to join."""
 
     def bound_ops(self) -> BoundOps:
-        return BoundOps({"sample": _greedy}, "null")
+        return BoundOps({"adjust_logits": _adjust_logits, "sample": _greedy}, "null")

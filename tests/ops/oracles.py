@@ -335,6 +335,19 @@ def logits(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"y": np.array([a["weight"] @ a["x"][row] for row in a["rows"]]).reshape(-1, len(a["weight"]))}
 
 
+def adjust_logits(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    y = a["logits"].copy()
+    for r, i, repetition, bias in zip(a["rows"], a["ids"], a["repetition"], a["bias"], strict=True):
+        if r >= 0:
+            penalised = round_to(y[r, i] / repetition if y[r, i] > 0 else y[r, i] * repetition, dtype)
+            y[r, i] = round_to(penalised + bias, dtype)
+    for r, i in np.ndindex(y.shape):
+        bits = f"{int(a['allowed'][r, i // 32]) % 2**32:032b}"
+        if bits[-1 - i % 32] == "0":
+            y[r, i] = -math.inf if y[r, i] < math.inf else math.nan
+    return {"y": y}
+
+
 def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     ids, logprobs = [], []
     for r, row in enumerate(a["logits"]):
@@ -370,7 +383,7 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits, moe_combine,
-        moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits,
+        moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
     )
 }  # fmt: skip

@@ -221,7 +221,7 @@ class TestRegistry:
             implements(get_spec("rms_norm"), "reference")(lambda: None)
 
     def test_unknown_names(self) -> None:
-        with pytest.raises(UnsupportedError, match="no operator is called 'rmsnorm'; there are: compress_kv, embed, "):
+        with pytest.raises(UnsupportedError, match="no operator is called 'rmsnorm'; there are: adjust_logits, compress_kv, "):
             get_spec("rmsnorm")
         with pytest.raises(UnsupportedError, match="'embed': unknown implementation 'fast'; known: reference.*module:function"):
             get_implementation("embed", "fast")

@@ -122,6 +122,26 @@ def routing_and_sampling() -> Iterator[tuple[str, Rows]]:
         "min_p": f32(rng.choice([0, 0.1], NUM_ROWS)), "uniform": rng.random(NUM_ROWS),
     }  # fmt: skip
     yield "sample", of_op("sample", CaseInputs(drawn), tuple(drawn))
+    for vocab_size, count in ((1003, 40), (65, 65), (7, 1)):
+        per_row = {
+            "logits": normal(rng, NUM_ROWS, vocab_size),
+            "allowed": i32(rng.integers(-1 << 31, 1 << 31, (NUM_ROWS, -(-vocab_size // 32)))),
+            "ids": i32([rng.permutation(vocab_size)[:count] for _ in range(NUM_ROWS)]),
+            "repetition": f32(rng.uniform(0.5, 2, (NUM_ROWS, count))), "bias": normal(rng, NUM_ROWS, count),
+        }  # fmt: skip
+        per_row["ids"][rng.random((NUM_ROWS, count)) < 0.2] = -1
+        yield f"adjust_logits-{vocab_size}", Rows({k: torch.from_numpy(v) for k, v in per_row.items()}, adjusted_rows)
+
+
+def adjusted_rows(selected: Tensors) -> Tensors:
+    """adjust_logits as a function of rows: each brings as many adjustments (id -1 for none), which go in at random."""
+    ids = selected["ids"]
+    rows = torch.arange(len(ids), dtype=torch.int32)[:, None].expand(ids.shape)
+    entries = {"rows": torch.where(ids < 0, -1, rows), **{name: selected[name] for name in ("ids", "repetition", "bias")}}
+    order = torch.from_numpy(np.random.default_rng(ids.numel()).permutation(ids.numel()))
+    shuffled = {name: tensor.reshape(-1)[order] for name, tensor in entries.items()}
+    args: dict[str, Tensor | None] = {"logits": selected["logits"], **shuffled, "allowed": selected["allowed"]}
+    return call("adjust_logits", "reference", args, {})
 
 
 def experts() -> Iterator[tuple[str, Rows]]:
