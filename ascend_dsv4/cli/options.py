@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Final, get_type_hints
 
-from ascend_dsv4.config import EngineConfig
-from ascend_dsv4.engine.request import SamplingParams
+from ascend_dsv4.config import SERVE_DEFAULTS, EngineConfig, ServerConfig, serve_configs
+from ascend_dsv4.config.options import Option, Options, check_options, options_of, pick
+from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import ConfigError
 
 SAMPLING_HELP: Final[Mapping[str, str]] = {
@@ -41,31 +42,93 @@ def add_engine_options(parser: argparse.ArgumentParser, **defaults: Any) -> None
         help=f"YAML file of engine options, or a preset ({', '.join(_shipped('engine', 'yaml'))}); flags override it, and "
         "what it leaves out has the defaults of EngineConfig",
     )  # fmt: skip
-    hints = get_type_hints(EngineConfig)
-    for option in dataclasses.fields(EngineConfig):
-        choices = get_args(hints[option.name]) if get_origin(hints[option.name]) is Literal else None
+    _add_flags(group, EngineConfig, defaults)
+    parser.set_defaults(option_classes=(EngineConfig,), option_defaults=defaults)
+
+
+def add_server_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
+    """Flags for every field of `ServerConfig` and of `EngineConfig`, and --config for a file of both.
+
+    `defaults` are those in which the command differs from `SERVE_DEFAULTS` and the dataclasses, as long as there is no file.
+    """
+    defaults = {**SERVE_DEFAULTS, **defaults}
+    group = parser.add_argument_group("server options")
+    group.add_argument(
+        "--config", metavar="FILE",
+        help=f"YAML file of server and engine options, or a preset ({', '.join(_shipped('serve', 'yaml'))}); flags override it",
+    )  # fmt: skip
+    _add_flags(group, ServerConfig, defaults)
+    _add_flags(parser.add_argument_group("engine options"), EngineConfig, defaults)
+    parser.set_defaults(option_classes=(EngineConfig, ServerConfig), option_defaults=defaults)
+
+
+def _add_flags(group: argparse._ArgumentGroup, cls: type[Options], defaults: Mapping[str, Any]) -> None:
+    """A flag for every field of an option dataclass. Only flags that were given appear in the namespace."""
+    for option in options_of(cls):
         default = defaults.get(option.name, option.default)
-        shown = "" if default is None else f" (default: {default})"
-        group.add_argument(
-            flag(option.name),
-            type=int if "limits" in option.metadata else str,
-            choices=choices,
-            metavar=None if choices else "N" if "limits" in option.metadata else "NAME",
-            default=argparse.SUPPRESS,  # so that only flags that were given override --config
-            help=(option.metadata["help"] + shown).replace("%", "%%"),
-        )
-    parser.set_defaults(engine_defaults=defaults)
+        form: dict[str, Any] = {"type": str, "metavar": "NAME"}
+        if option.kind == "switch":
+            form = {"action": argparse.BooleanOptionalAction}
+        elif option.kind == "choice":
+            form = {"choices": option.choices}
+        elif option.kind == "integer":
+            form = {"type": int, "metavar": "N"}
+        elif option.kind == "real":
+            form = {"type": float, "metavar": "X"}
+        if "type" in form and option.nullable and default is not None:
+            form["type"] = _or_none(form["type"])
+        text = (option.help + _shown_default(option, default)).replace("%", "%%")
+        group.add_argument(flag(option.name), default=argparse.SUPPRESS, help=text, **form)
+
+
+def _shown_default(option: Option, default: Any) -> str:
+    """The end of a help text."""
+    if default is None:
+        return f"; default: {option.unset}"
+    if option.kind == "switch":
+        return f" (default: {'on' if default else 'off'})"
+    return f" (default: {default}; none: {option.unset})" if option.nullable else f" (default: {default})"
+
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A value, or the word that takes a default away."""
+
+    def parse(text: str) -> Any:
+        return None if text == "none" else kind(text)
+
+    parse.__name__ = kind.__name__  # argparse calls it that in its errors
+    return parse
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:
-    """The options of a command line: the preset if there is one, else the command's defaults, then flags.
+    """The engine options of a command line: the file if there is one, else the command's defaults, then flags.
 
-    raises   ConfigError for a bad file, an unknown option or a bad value
+    raises   ConfigError for a bad file, an unknown option or a bad value, of the server options too where there are any
     """
-    base = args.engine_defaults if args.config is None else dataclasses.asdict(EngineConfig.from_yaml(_preset(args.config)))
-    names = [option.name for option in dataclasses.fields(EngineConfig)]
-    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
-    return EngineConfig.from_dict({**base, **given}, source="command line")
+    return pick(EngineConfig, _values(args))
+
+
+def server_config(args: argparse.Namespace) -> ServerConfig:
+    """The server options of a command line, as `engine_config`."""
+    return pick(ServerConfig, _values(args))
+
+
+def _values(args: argparse.Namespace) -> dict[str, Any]:
+    """Every option of the command by name, checked."""
+    classes: tuple[type[Options], ...] = args.option_classes
+    names = [option.name for cls in classes for option in options_of(cls)]
+    base = args.option_defaults if args.config is None else _file_values(args.config, serve=ServerConfig in classes)
+    values = {**base, **{name: getattr(args, name) for name in names if hasattr(args, name)}}
+    check_options(values, classes, source="command line")
+    return values
+
+
+def _file_values(text: str, *, serve: bool) -> dict[str, Any]:
+    """All options that a file or preset sets or leaves at its default."""
+    if not serve:
+        return dataclasses.asdict(EngineConfig.from_yaml(_preset(text, "engine")))
+    engine, server = serve_configs(_preset(text, "serve"))
+    return dataclasses.asdict(engine) | dataclasses.asdict(server)
 
 
 def add_sampling_options(parser: argparse.ArgumentParser, **defaults: Any) -> None:
@@ -107,9 +170,9 @@ def model_path(text: str) -> Path:
     )
 
 
-def _preset(text: str) -> Path:
+def _preset(text: str, kind: str) -> Path:
     """A YAML file given as a path, or a shipped preset given by name."""
-    return Path(text) if Path(text).exists() else _shipped("engine", "yaml").get(text, Path(text))
+    return Path(text) if Path(text).exists() else _shipped(kind, "yaml").get(text, Path(text))
 
 
 def _shipped(kind: str, suffix: str) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import subprocess
@@ -14,14 +15,19 @@ import pytest
 
 from ascend_dsv4 import __version__
 from ascend_dsv4.cli import build_parser
-from ascend_dsv4.cli.options import SAMPLING_HELP, engine_config, sampling_params
-from ascend_dsv4.config import EngineConfig
-from ascend_dsv4.engine.request import SamplingParams
+from ascend_dsv4.cli.options import SAMPLING_HELP, add_server_options, engine_config, sampling_params, server_config
+from ascend_dsv4.config import EngineConfig, ServerConfig, serve_configs
+from ascend_dsv4.config.options import Option, options_of
+from ascend_dsv4.engine.sampling_params import SamplingParams
+from ascend_dsv4.errors import ConfigError
 from tests.cli.conftest import Run
 
 COMMANDS = {"generate": ["--model", "x"], "chat": ["--model", "x"], "check": [], "demo": []}
 ENGINE_FIELDS = {field.name: field for field in dataclasses.fields(EngineConfig)}
-PRESETS = sorted((Path(__file__).parents[2] / "configs" / "engine").glob("*.yaml"))
+CONFIGS = Path(__file__).parents[2] / "configs"
+PRESETS = sorted((CONFIGS / "engine").glob("*.yaml"))
+SERVE_PRESETS = sorted((CONFIGS / "serve").glob("*.yaml"))
+SERVE_OPTIONS = {option.name: option for cls in (ServerConfig, EngineConfig) for option in options_of(cls)}
 
 
 def flag(name: str) -> str:
@@ -30,6 +36,17 @@ def flag(name: str) -> str:
 
 def parse_engine(*args: str, command: str = "generate") -> EngineConfig:
     return engine_config(build_parser().parse_args([command, *COMMANDS[command], *args]))
+
+
+def serve_parser(**defaults: Any) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="serve", allow_abbrev=False)
+    add_server_options(parser, **defaults)
+    return parser
+
+
+def parse_serve(*args: str, **defaults: Any) -> tuple[EngineConfig, ServerConfig]:
+    namespace = serve_parser(**defaults).parse_args(args)
+    return engine_config(namespace), server_config(namespace)
 
 
 def other_value(field: dataclasses.Field[Any]) -> Any:
@@ -90,7 +107,10 @@ def test_sampling_flags_have_the_defaults_of_the_dataclass() -> None:
     expected = SamplingParams(**given, ignore_eos=True)
     assert sampling_params(build_parser().parse_args(["generate", "--model", "x", *args])) == expected
     left_out = {field.name for field in dataclasses.fields(SamplingParams)} - SAMPLING_HELP.keys()
-    assert left_out == {"seed", "stop_token_ids"}
+    assert left_out == {
+        "seed", "stop_token_ids", "stop", "n", "min_tokens", "prompt_logprobs", "logit_bias", "repetition_penalty",
+        "presence_penalty", "frequency_penalty",
+    }  # fmt: skip
 
 
 def test_flags_override_the_file_and_the_file_the_command(tmp_path: Path) -> None:
@@ -133,3 +153,100 @@ def test_bad_flags(run: Run, tmp_path: Path) -> None:
     assert "command line: block_size=96: expected a multiple of 128" in run("check", "--block-size", "96").err
     assert "packed caches hold the rounded codes" in run("check", "--kv-cache", "packed", "--cache-rounding", "off").err
     assert "unrecognized arguments: --max-model" in run("check", "--max-model", "5").err
+
+
+def another(option: Option) -> tuple[Any, list[str]]:
+    """A legal value that is not the default of the option, and the flag that sets it."""
+    if option.kind == "switch":
+        value: Any = not option.default
+        return value, [flag(option.name) if value else "--no-" + flag(option.name)[2:]]
+    if option.kind == "string":
+        value = {"cors_origins": "https://a.example"}.get(option.name, "another")
+    elif option.kind == "choice":
+        value = next(choice for choice in option.choices if choice != option.default)
+    else:
+        value = {"integer": 1280, "real": 2.5}[option.kind] if option.name not in ("max_n", "retry_after_s") else 9
+    return value, [flag(option.name), str(value)]
+
+
+@pytest.mark.parametrize("option", SERVE_OPTIONS.values(), ids=SERVE_OPTIONS)
+def test_every_option_of_a_server_is_a_flag(option: Option, tmp_path: Path) -> None:
+    value, args = another(option)
+    side = int(option.name in {server.name for server in options_of(ServerConfig)})
+    assert value != option.default
+    assert getattr(parse_serve(*args)[side], option.name) == value
+    untouched = parse_serve()[1 - side]
+    assert parse_serve(*args)[1 - side] == untouched
+    file = tmp_path / "serve.yaml"
+    file.write_text(f"{option.name}: {json.dumps(value)}\n")
+    assert getattr(parse_serve("--config", str(file))[side], option.name) == value
+    assert serve_configs(file) == parse_serve("--config", str(file))
+
+
+def test_server_flags_override_the_file_and_the_file_the_command(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("port: 3\nmax_num_seqs: 3\nlog_prompts: true\n")
+    assert parse_serve() == serve_configs({}) == (EngineConfig(max_num_waiting=256), ServerConfig())
+    assert parse_serve(max_n=4, max_num_waiting=7) == (EngineConfig(max_num_waiting=7), ServerConfig(max_n=4))
+    assert parse_serve("--config", str(file), max_n=4) == serve_configs(file)
+    engine, server = parse_serve("--config", str(file), "--max-num-seqs", "5", "--no-log-prompts", "--port", "0")
+    assert engine == EngineConfig(max_num_seqs=5, max_num_waiting=256)
+    assert server == ServerConfig(port=0)
+
+
+def test_the_word_none_takes_a_default_away(capsys: pytest.CaptureFixture[str]) -> None:
+    engine, server = parse_serve("--max-num-waiting", "none", "--request-timeout-s", "none")
+    assert engine.max_num_waiting is None and server.request_timeout_s is None
+    for name, value, kind in [("--max-num-waiting", "nine", "int"), ("--request-timeout-s", "x", "float"),
+                              ("--port", "none", "int"), ("--keep-alive-s", "none", "float")]:  # fmt: skip
+        with pytest.raises(SystemExit):
+            parse_serve(name, value)
+        assert f"argument {name}: invalid {kind} value: '{value}'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # no limit is the default there: nothing to take away
+        parse_engine("--max-num-waiting", "none")
+
+
+def test_help_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    lines = [" ".join(line.split()) for line in serve_parser(port=80).format_help().splitlines()]
+    for name, option in SERVE_OPTIONS.items():
+        assert sum(line.startswith(flag(name) + ("" if option.kind == "switch" else " ")) for line in lines) == 1
+        assert sum(option.help in line for line in lines) == 1
+    text = " ".join(lines)
+    for part in (
+        "--port N TCP port; 0 takes any free one (default: 80)",
+        "more are refused (default: 256; none: no limit)",
+        "ends with an error (default: 3600; none: no limit)",
+        "--served-model-name NAME name by which clients ask for the model; default: the name of its folder",
+        "which otherwise has no text of any request (default: off)",
+        "default: $ASCEND_DSV4_LOG, else info",
+        "--keep-alive-s X seconds without a token after which a stream gets a comment, so that proxies keep it open "
+        "(default: 15)",
+    ):
+        assert part in text, part
+    config = next(line for line in lines if line.startswith("--config"))
+    assert all(preset.stem in config for preset in SERVE_PRESETS) and "cpu_long_context" not in config
+
+
+@pytest.mark.parametrize("preset", SERVE_PRESETS, ids=lambda path: path.stem)
+def test_serve_presets_by_name(preset: Path) -> None:
+    assert parse_serve("--config", preset.stem) == serve_configs(preset)
+
+
+def test_bad_server_options(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("prot: 1\n")
+    cases = {
+        ("--config", str(file)): f"{file}: unknown keys prot (did you mean port?)",
+        ("--config", "cpu_long_context"): "cpu_long_context: no such file",  # a preset of the other commands
+        ("--port", "65536", "--block-size", "96"): "command line: 2 problems",
+        ("--request-timeout-s", "nan"): "command line: request_timeout_s=nan: expected a number",
+        ("--keep-alive-s", "inf"): "command line: keep_alive_s=inf: expected a number",
+        ("--host", "http://x"): "command line: host='http://x'",
+    }
+    for args, words in cases.items():
+        namespace = serve_parser().parse_args(args)
+        for read in (engine_config, server_config):
+            with pytest.raises(ConfigError) as caught:
+                read(namespace)
+            assert str(caught.value).startswith(words)

@@ -23,8 +23,9 @@ def from_text(text: str, tmp_path: Path) -> EngineConfig:
 def test_defaults() -> None:
     assert dataclasses.asdict(EngineConfig()) == {
         "backend": "cpu", "ops": "auto", "dtype": "float32", "weights": "released", "kv_cache": "float32",
-        "cache_rounding": "released", "max_model_len": None, "max_num_seqs": 8, "max_num_batched_tokens": 512,
-        "max_total_tokens": None, "block_size": 128, "window_block_size": 32, "batch_bucket": 1, "seed": 0,
+        "cache_rounding": "released", "max_model_len": None, "max_num_seqs": 8, "max_num_waiting": None,
+        "max_num_batched_tokens": 512, "max_total_tokens": None,
+        "block_size": 128, "window_block_size": 32, "batch_bucket": 1, "seed": 0,
     }
     assert EngineConfig.from_dict({}) == EngineConfig()
 
@@ -40,7 +41,8 @@ def test_every_field_has_help() -> None:
         ("backend", ["cpu", "npu", "mindspore", "null"]), ("ops", ["auto", "native", "my.module:kernels"]),
         ("dtype", ["float32", "bfloat16"]), ("weights", ["released", "fp32", "bf16", "w8a8", "w4a8"]),
         ("kv_cache", ["float32", "bf16", "packed"]), ("cache_rounding", ["released", "off"]),
-        ("max_model_len", [None, 1, 1 << 20]), ("max_num_seqs", [1, 256]), ("max_num_batched_tokens", [1, 8192]),
+        ("max_model_len", [None, 1, 1 << 20]), ("max_num_seqs", [1, 256]),
+        ("max_num_waiting", [None, 0, 1 << 20]), ("max_num_batched_tokens", [1, 8192]),
         ("max_total_tokens", [None, 1, 1 << 30]), ("block_size", [128, 256]), ("window_block_size", [1, 128]),
         ("batch_bucket", [1, 16]), ("seed", [0, (1 << 63) - 1]),
     ],
@@ -62,7 +64,7 @@ def test_legal_values(name: str, values: list[Any]) -> None:
         ({"max_num_seqs": 0}, "from 1"), ({"max_num_seqs": None}, "max_num_seqs=None"),
         ({"max_num_seqs": 8.0}, "an integer"),
         ({"max_num_seqs": True}, "an integer"), ({"max_num_seqs": 10**100}, "bits"),
-        ({"max_model_len": 0}, "max_model_len=0"),
+        ({"max_model_len": 0}, "max_model_len=0"), ({"max_num_waiting": -1}, "an integer from 0 to 1048576"),
         ({"max_num_batched_tokens": "512"}, "an integer"), ({"block_size": 96}, "a multiple of 128"),
         ({"block_size": 0}, "block_size=0"), ({"window_block_size": 0}, "window_block_size"),
         ({"batch_bucket": 0}, "batch_bucket"),
