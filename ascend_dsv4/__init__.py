@@ -13,7 +13,7 @@ if "GOMP_SPINCOUNT" not in os.environ and "OMP_WAIT_POLICY" not in os.environ:
 
 if TYPE_CHECKING:
     from ascend_dsv4.config import EngineConfig
-    from ascend_dsv4.engine.request import SamplingParams
+    from ascend_dsv4.engine.sampling_params import SamplingParams
     from ascend_dsv4.llm import LLM, RequestOutput
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
     """Public names load on first use, so that `import ascend_dsv4` loads no framework."""
     import importlib
 
-    homes = {"LLM": "llm", "RequestOutput": "llm", "SamplingParams": "engine.request", "EngineConfig": "config"}
+    homes = {"LLM": "llm", "RequestOutput": "llm", "SamplingParams": "engine.sampling_params", "EngineConfig": "config"}
     if name not in homes:
         raise AttributeError(f"module 'ascend_dsv4' has no attribute {name!r}")
     return getattr(importlib.import_module(f"ascend_dsv4.{homes[name]}"), name)

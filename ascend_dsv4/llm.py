@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -16,8 +16,9 @@ import numpy as np
 from ascend_dsv4.accuracy.module_tensors import ModuleTensors
 from ascend_dsv4.backend import make_backend
 from ascend_dsv4.config import EngineConfig, ModelConfig
-from ascend_dsv4.engine.engine import Engine, NewToken
-from ascend_dsv4.engine.request import FinishReason, Request, SamplingParams
+from ascend_dsv4.engine.engine import Engine, Output
+from ascend_dsv4.engine.request import FinishReason, Logprobs, Request
+from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
@@ -30,10 +31,19 @@ from ascend_dsv4.model.weights import ModelWeights, model_weights, mtp_weights
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
-from ascend_dsv4.tokenizer.detokenize import IncrementalDetokenizer
+from ascend_dsv4.tokenizer.completion import CompletionText
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+_PROMPT_ONLY = SamplingParams(max_tokens=0)
+
+
+@dataclass(frozen=True, slots=True)
+class NewToken:
+    """One token of a stream."""
+
+    request: Request
+    token_id: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +54,14 @@ class RequestOutput:
     token_ids: list[int]
     """Generated ids, the ending one included."""
     text: str
-    """The generated text, without special tokens; "" if the checkpoint has no tokenizer."""
+    """The generated text, without special tokens and up to the stop text; "" if the checkpoint has no tokenizer."""
     finish_reason: FinishReason
-    """stop: an end token; length: max_tokens or max_model_len; error: see `error`."""
+    """stop: an end token or stop text; length: max_tokens or max_model_len; error: see `error`."""
     error: str | None
-    logprobs: list[dict[int, float]] | None
+    logprobs: list[Logprobs] | None
     """Per generated token, if asked for: id → log-probability, the drawn id first."""
+    prompt_logprobs: list[Logprobs | None] | None
+    """Per prompt token, if asked for; None for the first, which nothing predicts."""
     num_cached_tokens: int
     """Prompt tokens taken from a prefix cache."""
 
@@ -102,49 +114,64 @@ class LLM:
     ) -> list[RequestOutput]:
         """Complete one or several prompts, text or token ids. Text is tokenised as it stands; nothing is added.
 
-        `params` is one for all or one per prompt. Raises RequestError for a prompt that cannot be served; then none runs.
+        `params` is one for all or one per prompt; a prompt with n > 1 gives n outputs in a row. Raises RequestError for a
+        prompt that cannot be served; then none runs.
         """
         ids = [self._encode(prompt) for prompt in _as_list(prompts)]
         each = [params or SamplingParams()] * len(ids) if params is None or isinstance(params, SamplingParams) else params
         if len(each) != len(ids):
             raise RequestError(f"{len(ids)} prompts but {len(each)} sampling parameters; give one for all, or one each")
-        requests: list[Request] = []
+        requests = [
+            self.engine.make_request(prompt_ids, one, sample_index=i)
+            for prompt_ids, one in zip(ids, each, strict=True)
+            for i in range(one.n)
+        ]
+        texts = {request: self._text_of(request) for request in requests}
         try:
-            for prompt_ids, one in zip(ids, each, strict=True):
-                requests.append(self.engine.submit(prompt_ids, one))
-            self._run(requests)
+            for request in requests:
+                self.engine.add(request)
+            while not all(request.is_finished for request in requests):
+                for output in self._step():
+                    self._extend(texts, output)
         finally:
             for request in requests:
-                self.engine.abort(request)  # nothing is left behind if a later prompt was refused, or Ctrl-C came
-        return [self._output(request) for request in requests]
+                self.engine.finish(request)  # nothing is left behind if Ctrl-C came
+        return [self._output(request, texts[request]) for request in requests]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[NewToken, None, None]:
         """Tokens of one completion as they come. Closing the iterator early abandons the request.
 
         Several streams may be open, and other calls made meanwhile; each step serves all of them.
         """
+        if params is not None and (params.n, min(params.max_tokens, 1)) != (1, 1):
+            raise RequestError(
+                f"stream: n={params.n}, max_tokens={params.max_tokens}: expected n=1 and at least 1 token, because a stream is "
+                "one completion. Use generate for others."
+            )
         request = self.engine.submit(self._encode(prompt), params or SamplingParams())
+        texts = {request: self._text_of(request)}
         seen = 0
         try:
             while seen < len(request.output_ids) or not request.is_finished:
                 if seen == len(request.output_ids):
-                    self._step()
+                    for output in self._step():
+                        self._extend(texts, output)
                 for token in request.output_ids[seen:]:
                     seen += 1
                     yield NewToken(request, token)
         finally:
-            self.engine.abort(request)
+            self.engine.finish(request)
         if request.error is not None:
             raise RequestError(request.error)
 
     def logits(self, token_ids: Sequence[int], chunk_size: int | None = None, images: None = None) -> np.ndarray:
         """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step."""
         _no_images(images)
-        request = self.engine.submit(token_ids, None, keep_logits=True, chunk_size=chunk_size)
+        request = self.engine.submit(token_ids, _PROMPT_ONLY, keep_logits=True, chunk_size=chunk_size)
         try:
             self._run([request])
         finally:
-            self.engine.abort(request)
+            self.engine.finish(request)
         return np.concatenate(request.logits)
 
     def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
@@ -154,11 +181,11 @@ class LLM:
         """
         self._check_idle("hidden_states")
         parts: list[list[np.ndarray]] = [[] for _ in range(self.config.num_hidden_layers + 1)]
-        request = self.engine.submit(token_ids, None)
+        request = self.engine.submit(token_ids, _PROMPT_ONLY)
         try:
             self._run([request], lambda i, streams: parts[i].append(self.backend.to_host(streams)))
         finally:
-            self.engine.abort(request)
+            self.engine.finish(request)
         return [np.concatenate(chunks) for chunks in parts]
 
     def trace(self, token_ids: Sequence[int], images: None = None) -> dict[str, np.ndarray]:
@@ -172,7 +199,7 @@ class LLM:
         # An engine of its own over the same caches: they are free, and rows of padding would be in the way.
         plain = self.engine_config.replace(batch_bucket=1)
         engine = Engine(self.config, plain, self.runner.observed(modules.observer, plain))
-        request = engine.submit(token_ids, None)
+        request = engine.submit(token_ids, _PROMPT_ONLY)
         while not request.is_finished:
             engine.step()
         return modules.result()
@@ -198,7 +225,7 @@ class LLM:
         for start in range(0, len(token_ids) - 1, self.engine_config.max_num_batched_tokens):
             end = min(start + self.engine_config.max_num_batched_tokens, len(token_ids) - 1)
             manager.begin_step(0, start, end)
-            chunk = StepRequest(0, start, token_ids[start:end], "all")
+            chunk = StepRequest(0, start, token_ids[start:end], logits_from=start)
             rows.append(self.backend.to_host(self.runner.run_mtp(chunk, token_ids[start + 1 : end + 1], manager)))
             manager.commit(0, end)
         logits = np.concatenate(rows)
@@ -244,29 +271,43 @@ class LLM:
         while not all(request.is_finished for request in requests):
             self._step(tap)
 
-    def _step(self, tap: LayerTap | None = None) -> None:
+    def _step(self, tap: LayerTap | None = None) -> list[Output]:
         """One step of the engine. One that is cut off (Ctrl-C, out of memory) aborts all requests and leaves an idle engine."""
         try:
-            self.engine.step(tap)
+            return self.engine.step(tap)
         except BaseException:
-            self.engine.abort_all()
-            self.engine = Engine(self.config, self.engine_config, self.runner)  # block tables may be half written
+            self.engine.reset()
             raise
 
-    def _output(self, request: Request) -> RequestOutput:
-        assert request.finish_reason is not None
-        text = ""
+    def _text_of(self, request: Request) -> CompletionText | None:
+        """What turns the request's tokens into text. Raises RequestError for stop texts without a tokenizer."""
+        params = request.params
         if self.tokenizer is not None:
-            detokenizer = IncrementalDetokenizer(self.tokenizer)
-            ended = request.finish_reason == "stop"
-            text = detokenizer.push(request.output_ids[:-1] if ended else request.output_ids) + detokenizer.finish()
+            return CompletionText(self.tokenizer, stop=params.stop, end_ids=request.end_ids, min_tokens=params.min_tokens)
+        if params.stop:
+            raise RequestError("stop: got texts, but there is no tokenizer.json to find them by. Use stop_token_ids.")
+        return None
+
+    def _extend(self, texts: Mapping[Request, CompletionText | None], output: Output) -> None:
+        """Append a step's tokens to their text; a stop text ends the request."""
+        if (text := texts.get(output.request)) is not None:
+            text.push(output.token_ids)
+            if text.has_stopped:
+                self.engine.finish(output.request, "stop")
+                output.request.finish_reason = "stop"  # also if the very token that completed it was the last one allowed
+
+    def _output(self, request: Request, text: CompletionText | None) -> RequestOutput:
+        assert request.finish_reason is not None
+        if text is not None:
+            text.finish()
         return RequestOutput(
             error=request.error,
             prompt_token_ids=list(request.prompt_ids),
             token_ids=list(request.output_ids),
-            text=text,
+            text="" if text is None else text.text,
             finish_reason=request.finish_reason,
             logprobs=request.logprobs if request.params.logprobs is not None else None,
+            prompt_logprobs=request.prompt_logprobs if request.params.prompt_logprobs is not None else None,
             num_cached_tokens=0,
         )
 

@@ -24,7 +24,8 @@ from ascend_dsv4.config.checks import parse_json, read_text
 from ascend_dsv4.errors import CapacityError, ConfigError, RequestError
 
 if TYPE_CHECKING:
-    from ascend_dsv4.engine.request import Request, SamplingParams
+    from ascend_dsv4.engine.request import Request
+    from ascend_dsv4.engine.sampling_params import SamplingParams
     from ascend_dsv4.llm import LLM
     from ascend_dsv4.server.conversation import ChatEvent, ChatFormat, ToolCallEvent
 

@@ -22,7 +22,8 @@ from ascend_dsv4.cli.options import (
     sampling_params,
 )
 from ascend_dsv4.config import EngineConfig, ModelConfig
-from ascend_dsv4.engine.request import SamplingParams, check_prompt
+from ascend_dsv4.engine.request import check_prompt
+from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +14,12 @@ import numpy as np
 from ascend_dsv4.backend.base import Tensor
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.engine.request import Request, SamplingParams, check_prompt
+from ascend_dsv4.engine.constraint import TokenConstraint
+from ascend_dsv4.engine.logit_changes import logit_changes
+from ascend_dsv4.engine.request import FinishReason, Logprobs, Request, check_prompt
+from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.engine.scheduler import Scheduler
+from ascend_dsv4.engine.stats import EngineStats
 from ascend_dsv4.errors import RequestError
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
@@ -22,109 +28,201 @@ from ascend_dsv4.runner.sampler import sample
 
 
 @dataclass(frozen=True, slots=True)
-class NewToken:
-    """What a step produced for one request."""
+class Output:
+    """What a step did for one request: new tokens, its end, or both."""
 
     request: Request
-    token_id: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprobs, ...]
+    """One per token, if asked for; else empty."""
+    finish_reason: FinishReason | None
 
 
 class Engine:
-    """Requests in, tokens out. One caller at a time."""
+    """Requests in, tokens out. One thread at a time; `make_request` may be called from any.
 
-    def __init__(self, config: ModelConfig, engine: EngineConfig, runner: ModelRunner) -> None:
+    `clock` gives seconds; deadlines are read on it.
+    """
+
+    def __init__(
+        self, config: ModelConfig, engine: EngineConfig, runner: ModelRunner, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self.engine = engine
         self.runner = runner
+        self.clock = clock
+        self.stats = EngineStats()
+        self._numbers = itertools.count()
+        self._expired: list[Output] = []
+        """Ends that no step has returned yet."""
         self.manager = CacheManager(runner.plan)
-        self.scheduler = Scheduler(self.manager, engine.max_num_seqs, engine.max_num_batched_tokens)
-        self._num_submitted = 0
+        self.scheduler = Scheduler(self.manager, engine.max_num_seqs, engine.max_num_batched_tokens, self.stats)
 
     @property
     def has_work(self) -> bool:
         return bool(self.scheduler.waiting or self.scheduler.running)
 
-    def submit(
+    def make_request(
         self,
         prompt_ids: Iterable[Any],
-        params: SamplingParams | None,
+        params: SamplingParams,
         *,
+        sample_index: int = 0,
+        deadline: float | None = None,
+        constraint: TokenConstraint | None = None,
         keep_logits: bool = False,
         chunk_size: int | None = None,
     ) -> Request:
-        """Queue a request; `params` None processes the prompt and generates nothing.
+        """A request for `add`.
 
-        Raises RequestError for an empty or too long prompt, or an id outside the vocabulary.
+        sample_index   which of the n completions of a prompt this is
+        deadline       when to give up, in seconds on `clock`
+        constraint     what tokens may be drawn; moves with this request alone
+        keep_logits    keep the logits of every prompt token
+        chunk_size     prompt tokens of a step at most
+
+        Raises RequestError for an empty or too long prompt, an id outside the vocabulary, or a bad chunk_size.
         """
         prompt_ids = self.check_prompt(prompt_ids)
         if chunk_size is not None and chunk_size < 1:
             raise RequestError(f"chunk_size={chunk_size}: expected at least 1, or None for the scheduler's choice")
         room = self.runner.plan.max_model_len - len(prompt_ids)
-        if params is not None and room < 1:
+        if params.max_tokens and room < 1:
             raise RequestError(
                 f"prompt of {len(prompt_ids)} tokens leaves no room to generate: max_model_len="
                 f"{self.runner.plan.max_model_len}. Shorten the prompt or raise max_model_len."
             )
-        number = self._num_submitted
-        self._num_submitted += 1
-        seed = None if params is None else params.seed
-        request = Request(
+        for token in (*params.stop_token_ids, *params.logit_bias):
+            if not 0 <= token < self.config.vocab_size:
+                raise RequestError(
+                    f"stop_token_ids or logit_bias: token id {token} is outside the vocabulary of {self.config.vocab_size} "
+                    "ids, so no token has it. Take ids from the model's tokenizer."
+                )
+        number = next(self._numbers)
+        seed = (self.engine.seed, number + 1) if params.seed is None else (params.seed, sample_index << 32)
+        return Request(
             request_id=number,
             prompt_ids=prompt_ids,
-            params=params or SamplingParams(),
-            max_tokens=0 if params is None else min(params.max_tokens, room),
-            seed=(self.engine.seed, number + 1) if seed is None else (seed, 0),
+            params=params,
+            max_tokens=min(params.max_tokens, room),
+            seed=seed,
+            end_ids=frozenset(params.stop_token_ids) | frozenset(() if params.ignore_eos else self.config.eos_token_id),
+            deadline=deadline,
+            constraint=constraint,
             chunk_size=chunk_size,
             keep_logits=keep_logits,
         )
+
+    def add(self, request: Request) -> None:
+        """Queue a request."""
         self.scheduler.add(request)
+
+    def submit(self, prompt_ids: Iterable[Any], params: SamplingParams, **options: Any) -> Request:
+        """`make_request` and `add`."""
+        request = self.make_request(prompt_ids, params, **options)
+        self.add(request)
         return request
 
-    def step(self, tap: LayerTap | None = None) -> list[NewToken]:
-        """Process one batch; returns the tokens it produced. Does nothing if there is nothing to do."""
+    def step(self, tap: LayerTap | None = None) -> list[Output]:
+        """Process one batch; returns what came of it. Does nothing if there is nothing to do."""
+        self._expire()
         plan = self.scheduler.schedule()
         if not plan:
-            return []
+            return self._take_expired()
         logits = self.runner.run([step for _, step in plan], self.manager, tap)
-        tokens = self._sample(plan, logits)
+        drawn = self._read_logits(plan, logits)
+        outputs = self._take_expired()
+        self.stats.num_steps += 1
         for request, step in plan:
-            self._finish(request, len(step.token_ids))
+            prefilled = max(request.num_prefilled, min(step.end, len(request.prompt_ids)))
+            self.stats.num_prompt_tokens += prefilled - request.num_prefilled
+            request.num_prefilled = prefilled
+            if request.finish_reason is None:
+                request.finish_reason = _ending(request)
             self.scheduler.commit(request, len(step.token_ids))
-        return tokens
+            if request in drawn or request.is_finished:
+                outputs.append(_output(request, 1 if request in drawn else 0))
+        self.stats.num_output_tokens += len(drawn)
+        return outputs
 
-    def abort(self, request: Request) -> None:
-        """Drop a request, wherever it is; what it held is free at once. Does nothing for a finished one."""
-        self.scheduler.abort(request)
+    def finish(self, request: Request, reason: FinishReason = "abort", error: str | None = None) -> None:
+        """End a request, wherever it is; what it held is free at once. Does nothing for a finished one."""
+        if not request.is_finished:
+            request.finish_reason, request.error = reason, error
+            self.scheduler.remove(request)
 
-    def abort_all(self) -> None:
-        """Drop every request."""
-        for request in [*self.scheduler.waiting, *self.scheduler.running]:
-            self.scheduler.abort(request)
+    def reset(self, reason: FinishReason = "abort", error: str | None = None) -> list[Output]:
+        """End every request, and start with new block tables: the old ones may be half written after a step that failed."""
+        requests = [*self.scheduler.running, *self.scheduler.waiting]
+        self.manager = CacheManager(self.runner.plan)
+        self.scheduler = Scheduler(self.manager, self.engine.max_num_seqs, self.engine.max_num_batched_tokens, self.stats)
+        for request in requests:
+            request.finish_reason, request.error = request.finish_reason or reason, request.error or error
+        return self._take_expired() + [_output(request, 0) for request in requests]
 
-    def _sample(self, plan: list[tuple[Request, StepRequest]], logits: Tensor) -> list[NewToken]:
-        """Draw a token for every request whose known tokens are all processed, and keep logits that were asked for."""
+    def check_prompt(self, prompt: Iterable[Any]) -> tuple[int, ...]:
+        """The ids of a prompt. Raises RequestError if the model cannot process them."""
+        return check_prompt(prompt, self.config, self.runner.plan.max_model_len)
+
+    def _expire(self) -> None:
+        """End requests whose deadline has passed."""
+        now = self.clock()
+        late = [r for r in (*self.scheduler.running, *self.scheduler.waiting) if r.deadline is not None and r.deadline <= now]
+        for request in late:
+            self.finish(
+                request, "timeout",
+                f"the request's deadline passed after {len(request.output_ids)} tokens. Allow more time, ask for fewer tokens, "
+                "or come back when fewer requests are under way.",
+            )  # fmt: skip
+            self._expired.append(_output(request, 0))
+
+    def _take_expired(self) -> list[Output]:
+        expired, self._expired = self._expired, []
+        return expired
+
+    def _read_logits(self, plan: list[tuple[Request, StepRequest]], logits: Tensor) -> set[Request]:
+        """Score prompts that want it, and draw a token for every request whose known tokens are all processed.
+
+        Returns the requests that have a new token.
+        """
         rows: list[int] = []
         drawing: list[Request] = []
         start = 0
         for request, step in plan:
-            count = {"none": 0, "last": 1, "all": len(step.token_ids)}[step.logits]
-            if request.keep_logits:
-                request.logits.append(self.runner.backend.to_host(logits[start : start + count]))
-            elif count:
-                rows.append(start)
+            count = step.num_logits
+            if request.is_scored and step.start < len(request.prompt_ids):
+                self._score(request, step, logits[start : start + count])
+            if request.max_tokens and step.end == request.num_tokens:
+                rows.append(start + count - 1)
                 drawing.append(request)
             start += count
-        if not drawing:
-            return []
-        chosen = logits[rows]
+        return self._draw(drawing, logits[rows]) if drawing else set()
+
+    def _score(self, request: Request, step: StepRequest, logits: Tensor) -> None:
+        """Keep logits, or log-probabilities, of the prompt tokens of a step."""
+        first = step.end - step.num_logits
+        # A recomputation after preemption may end in a row of the output.
+        rows = self.runner.backend.to_host(logits)[: max(len(request.prompt_ids) - first, 0)]
+        if request.keep_logits and len(rows):
+            request.logits.append(rows)
+        count = request.params.prompt_logprobs
+        if count is None:
+            return
+        if not request.prompt_logprobs:
+            request.prompt_logprobs.append(None)
+        for row, follower in zip(rows, request.prompt_ids[first + 1 : step.end + 1], strict=False):
+            request.prompt_logprobs.append(_logprobs(row, follower, count))
+
+    def _draw(self, drawing: list[Request], logits: Tensor) -> set[Request]:
         ids = sample(
             self.runner.backend,
-            chosen,
+            logits,
             [request.params for request in drawing],
             [request.seed for request in drawing],
             [request.num_tokens for request in drawing],
+            logit_changes(drawing, self.config.vocab_size),
         )
-        tokens = []
+        drawn = set()
         for row, (request, token) in enumerate(zip(drawing, ids.tolist(), strict=True)):
             if token < 0:
                 request.finish_reason = "error"
@@ -133,32 +231,35 @@ class Engine:
                     "Check the weights (`ascend-dsv4 check --model DIR --probe`)."
                 )
                 continue
-            tokens.append(NewToken(request, token))
+            drawn.add(request)
             request.output_ids.append(token)
+            request.output_counts[token] += 1
+            if request.constraint is not None:
+                request.constraint.accept(token)
             if request.params.logprobs is not None:
-                request.logprobs.append(_logprobs(self.runner.backend.to_host(chosen[row]), token, request.params.logprobs))
-        return tokens
-
-    def _finish(self, request: Request, num_tokens: int) -> None:
-        """Set the finish reason if this step, which processed `num_tokens` tokens of the request, was its last."""
-        params = request.params
-        if request.max_tokens == 0:
-            if request.num_computed + num_tokens == len(request.prompt_ids):
-                request.finish_reason = "length"
-        elif request.output_ids and not request.is_finished:
-            ends = params.stop_token_ids if params.ignore_eos else (*self.config.eos_token_id, *params.stop_token_ids)
-            if request.output_ids[-1] in ends:
-                request.finish_reason = "stop"
-            elif len(request.output_ids) >= request.max_tokens:
-                request.finish_reason = "length"
-
-    def check_prompt(self, prompt: Iterable[Any]) -> tuple[int, ...]:
-        """The ids of a prompt. Raises RequestError if the model cannot process them."""
-        return check_prompt(prompt, self.config, self.runner.plan.max_model_len)
+                request.logprobs.append(_logprobs(self.runner.backend.to_host(logits[row]), token, request.params.logprobs))
+        return drawn
 
 
-def _logprobs(logits: np.ndarray, token: int, count: int) -> dict[int, float]:
-    """Log-probabilities of the drawn token and of the `count` best ones."""
+def _ending(request: Request) -> FinishReason | None:
+    """Why the request has ended with what it has; None if it goes on."""
+    if request.max_tokens == 0:
+        return "length" if request.num_prefilled == len(request.prompt_ids) else None
+    if not request.output_ids:
+        return None
+    if request.output_ids[-1] in request.end_ids:
+        return "stop"
+    return "length" if len(request.output_ids) >= request.max_tokens else None
+
+
+def _output(request: Request, num_tokens: int) -> Output:
+    """The last `num_tokens` tokens of a request, and its end if it has ended."""
+    first = len(request.output_ids) - num_tokens
+    return Output(request, tuple(request.output_ids[first:]), tuple(request.logprobs[first:]), request.finish_reason)
+
+
+def _logprobs(logits: np.ndarray, token: int, count: int) -> Logprobs:
+    """Log-probabilities of a token and of the `count` best ones."""
     wide = logits.astype(np.float64)
     normal = wide - wide.max()
     normal -= np.log(np.exp(normal).sum())

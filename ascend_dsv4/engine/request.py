@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A request: what was asked, how it is sampled, how far it has come."""
+"""A request: what was asked, how far it has come, what it has produced."""
 
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,56 +12,15 @@ from typing import Any, Literal
 import numpy as np
 
 from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.engine.constraint import TokenConstraint
+from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import RequestError
 
-FinishReason = Literal["stop", "length", "abort", "error"]
+FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
+"""An end token or text; max_tokens or max_model_len; given up by whoever asked; its deadline; see `Request.error`."""
 
-_MAX_INT32 = (1 << 31) - 1
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are drawn. Raises RequestError for values out of range."""
-
-    max_tokens: int = 16
-    """Tokens to generate at most; fewer if max_model_len ends the sequence."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_p: float = 1.0
-    top_k: int = 0
-    """0 keeps the whole vocabulary."""
-    min_p: float = 0.0
-    seed: int | None = None
-    """Same seed, same prompt, same tokens, whatever else runs. None draws by the engine's seed and the request's number."""
-    stop_token_ids: tuple[int, ...] = ()
-    """Ids that end the text besides the model's own end token; they are part of the output ids, not of the text."""
-    ignore_eos: bool = False
-    logprobs: int | None = None
-    """Alternatives to report per token besides the drawn one."""
-
-    def __post_init__(self) -> None:
-        whole = {"max_tokens": (1, _MAX_INT32), "top_k": (0, _MAX_INT32), "seed": (0, (1 << 64) - 1), "logprobs": (0, 20)}
-        for name, (low, high) in whole.items():
-            value = getattr(self, name)
-            if not (_is_whole(value) and low <= value <= high) and not (value is None and name in ("seed", "logprobs")):
-                raise _out_of_range(name, value, f"a whole number from {low} to {high}")
-        real = {"temperature": (0, 100), "top_p": (0, 1), "min_p": (0, 1)}
-        for name, (low, high) in real.items():
-            value = getattr(self, name)
-            number = _is_whole(value) or isinstance(value, float)
-            if not (number and low <= value <= high) or (name == "top_p" and value == 0):
-                raise _out_of_range(name, value, f"a number from {low} to {high}{', not 0' if name == 'top_p' else ''}")
-        for token in self.stop_token_ids:
-            if not _is_whole(token):
-                raise _out_of_range("stop_token_ids", token, "whole numbers")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _out_of_range(name: str, value: object, expected: str) -> RequestError:
-    return RequestError(f"sampling parameter {name}={value!r}: expected {expected}; change it in the request")
+Logprobs = dict[int, float]
+"""Token id → log-probability, the token that stands in the text first."""
 
 
 def as_token_ids(prompt: Iterable[Any]) -> tuple[int, ...]:
@@ -98,39 +58,59 @@ class Request:
     """One sequence in the engine."""
 
     request_id: int
+    """Ascends in order of arrival."""
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     max_tokens: int
     """Tokens to generate at most; 0 for a request that only processes its prompt."""
     seed: tuple[int, int]
     """Key of the request's random numbers."""
+    end_ids: frozenset[int]
+    """Ids that end the output."""
+    deadline: float | None = None
+    """When to give up, on the engine's clock, in seconds."""
+    constraint: TokenConstraint | None = None
     chunk_size: int | None = None
     """Tokens of one step at most; None leaves it to the scheduler."""
     keep_logits: bool = False
     """Whether logits of every processed token are kept."""
     num_computed: int = 0
-    """Tokens whose keys are in the caches."""
+    """Tokens whose keys are in the caches; back to 0 when preempted."""
+    num_prefilled: int = 0
+    """Prompt tokens processed at least once; their logits are not asked for again after preemption."""
     last_step: int = -1
-    """Number of the step that last processed a token of this request."""
+    """Number of the step that last processed a token of this request, or after which it was admitted."""
     output_ids: list[int] = field(default_factory=list)
-    logprobs: list[dict[int, float]] = field(default_factory=list)
+    output_counts: Counter[int] = field(default_factory=Counter)
+    prompt_set: np.ndarray | None = None
+    """The different ids of the prompt, ascending; made when first needed."""
+    logprobs: list[Logprobs] = field(default_factory=list)
+    """One per output token, if asked for."""
+    prompt_logprobs: list[Logprobs | None] = field(default_factory=list)
+    """One per prompt token, if asked for; None for the first, which nothing predicts."""
     logits: list[np.ndarray] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: str | None = None
-    """What went wrong, with finish_reason "error"."""
+    """What went wrong, with finish_reason "error" or "timeout"."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids)
 
     @property
-    def max_len(self) -> int:
-        """Longest this request can become."""
-        return len(self.prompt_ids) + self.max_tokens
-
-    @property
     def is_finished(self) -> bool:
         return self.finish_reason is not None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether logits of prompt tokens are wanted."""
+        return self.keep_logits or self.params.prompt_logprobs is not None
+
+    @property
+    def logits_from(self) -> int:
+        """Position from which on the logits of processed tokens are wanted."""
+        last = self.num_tokens - 1 if self.max_tokens else self.num_tokens
+        return min(self.num_prefilled, last) if self.is_scored and self.num_prefilled < len(self.prompt_ids) else last
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids of positions start … end − 1."""

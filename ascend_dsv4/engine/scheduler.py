@@ -1,60 +1,62 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tokens the next step processes: running requests first, then new ones in order of arrival, under a token budget."""
+"""Which tokens the next step processes, and who makes room when the caches are full."""
 
 from __future__ import annotations
 
 from collections import deque
-from typing import Literal
 
 from ascend_dsv4.engine.request import Request
+from ascend_dsv4.engine.stats import EngineStats
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
 
-
-def _logits(request: Request, end: int) -> Literal["none", "last", "all"]:
-    """Rows of which a step that ends at this position must return logits."""
-    if request.keep_logits:
-        return "all"
-    return "last" if request.max_tokens and end == request.num_tokens else "none"
+PREFILL_SHARE = 4
+"""Decodes leave one token in this many of a step's budget to prefills, so that neither can starve the other."""
 
 
-def _urgency(request: Request) -> tuple[bool, int]:
-    """Decodes before prefills; among decodes the one served least recently, among prefills the first come."""
-    is_prefill = request.num_tokens - request.num_computed > 1
-    return is_prefill, 0 if is_prefill else request.last_step
+def _is_prefill(request: Request) -> bool:
+    return request.num_tokens - request.num_computed > 1
+
+
+def _scoring_limit(request: Request, budget: int) -> int:
+    """A row of logits is as wide as the vocabulary: requests that want one per token get them in smaller steps."""
+    return min(budget, 128) if request.is_scored else budget
 
 
 class Scheduler:
-    """A request is admitted when everything it may ever need is free, so an admitted request always finishes."""
+    """First come, first served. A request is admitted when there is room for the tokens it has. If it later needs a block and
+    none is free, the youngest request is preempted: it gives everything back, waits first in the queue, and recomputes its
+    tokens. The oldest one always finds room, because a sequence of max_model_len fits whole."""
 
-    def __init__(self, manager: CacheManager, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(self, manager: CacheManager, max_num_seqs: int, max_num_batched_tokens: int, stats: EngineStats) -> None:
         self.manager = manager
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        """In order of arrival."""
+        self._stats = stats
         self._num_steps = 0
 
     def add(self, request: Request) -> None:
         self.waiting.append(request)
 
     def schedule(self) -> list[tuple[Request, StepRequest]]:
-        """The next step. Decodes come first, one token each, so that prefills never stall them; if the budget does not even
-        cover those, the ones that waited longest go first."""
+        """The next step; empty if no request is left, or if the ones chosen had to make room for older ones."""
         self._admit()
         self._num_steps += 1
-        budget = self.max_num_batched_tokens
+        counts = self._share_budget()
         step = []
-        for request in sorted(self.running, key=_urgency):
-            start = request.num_computed
-            count = min(request.num_tokens - start, budget, request.chunk_size or budget)
-            if count == 0:
+        for request in list(self.running):
+            if request not in counts or request not in self.running:  # not chosen, or preempted by an older one
                 continue
-            budget -= count
-            request.last_step = self._num_steps
-            end = start + count
+            start = request.num_computed
+            end = start + counts[request]
+            if not self._make_room(request, end):
+                continue
             self.manager.begin_step(request.request_id, start, end)
-            step.append((request, StepRequest(request.request_id, start, request.tokens(start, end), _logits(request, end))))
+            request.last_step = self._num_steps
+            step.append((request, StepRequest(request.request_id, start, request.tokens(start, end), request.logits_from)))
         return step
 
     def commit(self, request: Request, num_tokens: int) -> None:
@@ -62,21 +64,60 @@ class Scheduler:
         request.num_computed += num_tokens
         self.manager.commit(request.request_id, request.num_computed)
         if request.is_finished:
-            self.running.remove(request)
-            self.manager.free(request.request_id)
+            self.remove(request)
 
-    def abort(self, request: Request) -> None:
+    def remove(self, request: Request) -> None:
         """Take a request out of the queue, or out of the batch with everything it holds."""
-        if not request.is_finished:
-            request.finish_reason = "abort"
-        if request in self.waiting:
-            self.waiting.remove(request)
-        elif request in self.running:
+        if request in self.running:
             self.running.remove(request)
             self.manager.free(request.request_id)
+        elif request in self.waiting:
+            self.waiting.remove(request)
+
+    def _share_budget(self) -> dict[Request, int]:
+        """Tokens of the step by request. Decodes come first, those served least recently before others, then prefills in
+        order of arrival."""
+        budget = self.max_num_batched_tokens
+        prefills = [request for request in self.running if _is_prefill(request)]
+        decodes = sorted((request for request in self.running if not _is_prefill(request)), key=lambda r: r.last_step)
+        if prefills:
+            kept = budget // PREFILL_SHARE
+            if kept == 0 and len(decodes) >= budget and prefills[0].last_step <= decodes[0].last_step:
+                kept = 1  # too few to share: take turns
+            decodes = decodes[: budget - kept]
+        counts = dict.fromkeys(decodes[:budget], 1)
+        budget -= len(counts)
+        for request in prefills:
+            allowed = min(_scoring_limit(request, budget), request.chunk_size or budget)
+            count = min(request.num_tokens - request.num_computed, allowed)
+            if count > 0:
+                counts[request] = count
+                budget -= count
+        return counts
+
+    def _make_room(self, request: Request, num_tokens: int) -> bool:
+        """Preempt younger requests until there are blocks for `num_tokens` of this one; it may have to go itself."""
+        while not self.manager.can_grow(request.request_id, num_tokens):
+            victim = self.running[-1]
+            self._preempt(victim)
+            if victim is request:
+                return False
+        return True
+
+    def _preempt(self, request: Request) -> None:
+        self.running.remove(request)
+        self.manager.free(request.request_id)
+        self._stats.num_preemptions += 1
+        self._stats.num_dropped_tokens += request.num_computed
+        request.num_computed = 0
+        self.waiting.appendleft(request)
 
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_num_seqs and self.manager.can_admit(self.waiting[0].max_len):
-            request = self.waiting.popleft()
-            self.manager.admit(request.request_id, request.max_len)
-            self.running.append(request)
+        """Take on waiting requests. Each that runs keeps a block in reserve, or newcomers would be preempted at once."""
+        while self.waiting and len(self.running) < self.max_num_seqs:
+            request = self.waiting[0]
+            if not self.manager.can_admit(request.num_tokens, spare_blocks=len(self.running)):
+                return
+            self.manager.admit(request.request_id, request.num_tokens)
+            request.last_step = self._num_steps  # or those that come and go would always be served before the others
+            self.running.append(self.waiting.popleft())

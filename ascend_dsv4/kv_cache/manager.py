@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Block tables of the running requests, and the slots where a step writes.
 
-A request takes its compressed blocks and its state slot when it is admitted and its window blocks step by step; a window
-block goes back once its last row can no longer be seen.
+A request takes blocks for its known tokens and its state slot when it is admitted, further compressed blocks as it grows, and
+its window blocks step by step; a window block goes back once its last row can no longer be seen.
 """
 
 from __future__ import annotations
@@ -34,25 +34,34 @@ class CacheManager:
         self.pools = {group: BlockPool(group, count) for group, count in plan.num_blocks.items()}
         self.requests: dict[int, RequestBlocks] = {}
 
-    def can_admit(self, num_tokens: int) -> bool:
-        """Whether a request that may grow to `num_tokens` can be taken on now."""
-        blocks = self._num_blocks(num_tokens)
+    def can_admit(self, num_tokens: int, spare_blocks: int = 0) -> bool:
+        """Whether a request of `num_tokens` can be taken on now, with `spare_blocks` of every group left to those that run."""
+        blocks = self._num_blocks(num_tokens) + spare_blocks
         fits = all(self.pools[f"cmp{ratio}"].num_free >= blocks for ratio in self.plan.ratios)
         return fits and self.pools["state"].num_free > 0
 
     def admit(self, request_id: int, num_tokens: int) -> None:
-        """Reserve for a request that may grow to `num_tokens`. Raises CapacityError if it does not fit."""
+        """Take on a request, with room for `num_tokens`. Raises CapacityError if it does not fit."""
         blocks = self._num_blocks(num_tokens)
         tables = {}
         for ratio in self.plan.ratios:
             tables[ratio] = np.asarray(self.pools[f"cmp{ratio}"].allocate(blocks), dtype=np.int32)
         self.requests[request_id] = RequestBlocks(tables, self.pools["state"].allocate(1)[0])
 
+    def can_grow(self, request_id: int, num_tokens: int) -> bool:
+        """Whether there are blocks for the request to have `num_tokens`."""
+        missing = self._missing(request_id, num_tokens)
+        return all(self.pools[f"cmp{ratio}"].num_free >= count for ratio, count in missing.items())
+
     def begin_step(self, request_id: int, start: int, end: int) -> None:
-        """Make room in the window for positions start … end − 1."""
-        held, size = self.requests[request_id].window, self.plan.window_block_size
-        new = [index for index in range(start // size, -(-end // size)) if index not in held]
-        held.update(zip(new, self.pools["window"].allocate(len(new)), strict=True))
+        """Make room for positions start … end − 1. Raises CapacityError if there is none (see `can_grow`)."""
+        blocks, size = self.requests[request_id], self.plan.window_block_size
+        for ratio, count in self._missing(request_id, end).items():
+            if count:
+                grown = np.asarray(self.pools[f"cmp{ratio}"].allocate(count), dtype=np.int32)
+                blocks.tables[ratio] = np.concatenate([blocks.tables[ratio], grown])
+        new = [index for index in range(start // size, -(-end // size)) if index not in blocks.window]
+        blocks.window.update(zip(new, self.pools["window"].allocate(len(new)), strict=True))
 
     def commit(self, request_id: int, num_tokens: int) -> None:
         """The request now has `num_tokens` tokens in its caches: return window blocks that no later query sees."""
@@ -102,3 +111,8 @@ class CacheManager:
 
     def _num_blocks(self, num_tokens: int) -> int:
         return -(-num_tokens // self.plan.block_size)
+
+    def _missing(self, request_id: int, num_tokens: int) -> dict[int, int]:
+        """By ratio: blocks the request lacks to have `num_tokens`."""
+        wanted = self._num_blocks(num_tokens)
+        return {ratio: max(wanted - len(table), 0) for ratio, table in self.requests[request_id].tables.items()}

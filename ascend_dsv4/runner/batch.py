@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -21,8 +20,18 @@ class StepRequest:
     start: int
     """Position of the first token."""
     token_ids: Sequence[int]
-    logits: Literal["none", "last", "all"]
-    """Rows of which logits are wanted."""
+    logits_from: int
+    """Position from which on logits are wanted; past the last token for none."""
+
+    @property
+    def end(self) -> int:
+        """Position after the last token."""
+        return self.start + len(self.token_ids)
+
+    @property
+    def num_logits(self) -> int:
+        """Rows of logits the step returns for this request."""
+        return self.end - min(max(self.logits_from, self.start), self.end)
 
 
 def batch_types(ratios: Sequence[int]) -> dict[str, TensorType]:
@@ -60,8 +69,7 @@ def build_batch(requests: Sequence[StepRequest], manager: CacheManager, bucket: 
         rows["window_slots"].append(manager.window_slots(request.request_id, positions))
         for ratio in manager.plan.ratios:
             rows[f"cmp{ratio}_slots"].append(manager.entry_slots(request.request_id, positions, ratio))
-        first = {"none": length, "last": length - 1, "all": 0}[request.logits]
-        wanted.append(np.arange(starts[i] + first, starts[i + 1], dtype=np.int32))
+        wanted.append(np.arange(starts[i + 1] - request.num_logits, starts[i + 1], dtype=np.int32))
     batch = {
         name: np.concatenate([*parts, np.full(padding, 0 if name == "input_ids" else -1, dtype=np.int32)])
         for name, parts in rows.items()

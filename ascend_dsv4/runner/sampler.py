@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +25,17 @@ class Sampling(Protocol):
     def min_p(self) -> float: ...
 
 
+@dataclass(frozen=True, slots=True)
+class LogitChanges:
+    """What requests change about their logits before the draw; see the operator `adjust_logits`."""
+
+    rows: np.ndarray
+    ids: np.ndarray
+    repetition: np.ndarray
+    bias: np.ndarray
+    allowed: np.ndarray
+
+
 def uniform(seed: tuple[int, int], position: int) -> float:
     """The random number of a position: Philox, keyed by two 64-bit words, counted by the position."""
     key = np.asarray(seed, dtype=np.uint64)
@@ -31,7 +43,12 @@ def uniform(seed: tuple[int, int], position: int) -> float:
 
 
 def sample(
-    backend: Backend, logits: Tensor, params: Sequence[Sampling], seeds: Sequence[tuple[int, int]], positions: Sequence[int]
+    backend: Backend,
+    logits: Tensor,
+    params: Sequence[Sampling],
+    seeds: Sequence[tuple[int, int]],
+    positions: Sequence[int],
+    changes: LogitChanges | None = None,
 ) -> np.ndarray:
     """One id per row, int32; -1 for a row that is not a distribution. `positions` are those of the drawn tokens."""
     columns = (
@@ -41,5 +58,9 @@ def sample(
         np.asarray([p.min_p for p in params], np.float32),
         np.asarray([uniform(*key) for key in zip(seeds, positions, strict=True)], np.float64),
     )
-    ids, _ = backend.bound_ops().sample(logits, *(backend.to_device(column) for column in columns))
+    ops = backend.bound_ops()
+    if changes is not None:
+        given = (backend.to_device(getattr(changes, field.name)) for field in fields(changes))
+        logits = ops.adjust_logits(logits, *given)
+    ids, _ = ops.sample(logits, *(backend.to_device(column) for column in columns))
     return backend.to_host(ids)

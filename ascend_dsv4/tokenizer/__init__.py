@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
+from ascend_dsv4.tokenizer.completion import CompletionText
 from ascend_dsv4.tokenizer.detokenize import IncrementalDetokenizer
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
 
-__all__ = ["IncrementalDetokenizer", "Tokenizer"]
+__all__ = ["CompletionText", "IncrementalDetokenizer", "Tokenizer"]

@@ -25,9 +25,9 @@ import pytest
 from ascend_dsv4 import LLM, SamplingParams
 from ascend_dsv4.cli.chat import Conversation, converse
 from ascend_dsv4.cli.terminal import Answer, printable
-from ascend_dsv4.engine.engine import NewToken
 from ascend_dsv4.engine.request import Request
 from ascend_dsv4.errors import RequestError
+from ascend_dsv4.llm import NewToken
 from ascend_dsv4.server.conversation import ChatFormat, ToolCallEvent
 from ascend_dsv4.tokenizer import Tokenizer
 from tests.cli.conftest import Run
@@ -52,7 +52,7 @@ class Scripted:
 
     def stream(self, prompt: Sequence[int], params: SamplingParams) -> Iterator[NewToken]:
         self.prompts.append(self.tokenizer.decode(prompt))
-        request = Request(0, tuple(prompt), params, params.max_tokens, (0, 0))
+        request = Request(0, tuple(prompt), params, params.max_tokens, (0, 0), frozenset())
         for count, token_id in enumerate(self.tokenizer.encode(next(self._answers))):
             if count == self._interrupt:
                 self._interrupt = None

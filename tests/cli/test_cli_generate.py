@@ -147,7 +147,7 @@ BAD_REQUESTS: list[tuple[tuple[object, ...], str]] = [
     (("--token-ids", "1,512"), "token id 512 at position 1 is outside the vocabulary"),
     (("--token-ids", ",".join(["7"] * 257)), "prompt of 257 tokens is longer than max_model_len=256"),
     (("--token-ids", ",".join(["7"] * 256)), "leaves no room to generate"),
-    (("--prompt", "x", "--max-tokens", 0), "sampling parameter max_tokens=0"),
+    (("--prompt", "x", "--max-tokens", 0), "max_tokens=0: expected n=1 and at least 1 token"),
     (("--prompt", "x", "--temperature", -1), "temperature=-1.0"),
     (("--prompt", "x", "--temperature", "nan"), "temperature=nan"),
     (("--prompt", "x", "--top-p", 0), "top_p=0.0"),

@@ -179,7 +179,7 @@ def test_other_peoples_files_are_left_alone(tmp_path: Path) -> None:
 
 
 def test_the_command(run: Run, filled_cache: Path) -> None:
-    args = ("demo", "--max-tokens", 3, "--max-model-len", 512)
+    args = ("demo", "--prompt", "Something", "--max-tokens", 3, "--max-model-len", 512)
     first = run(*args)
     assert first.code == 0 and first.out.strip()
     assert str(filled_cache) in first.err.replace("\n", "")

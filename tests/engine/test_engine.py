@@ -13,7 +13,8 @@ import pytest
 from ascend_dsv4.backend.null import NullBackend
 from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine
-from ascend_dsv4.engine.request import Request, SamplingParams
+from ascend_dsv4.engine.request import Request
+from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import CapacityError, ConfigError, RequestError
 from ascend_dsv4.kv_cache.block_pool import BlockPool
 from ascend_dsv4.kv_cache.layout import plan_caches
@@ -113,7 +114,7 @@ def test_a_budget_below_the_number_of_decodes_starves_nobody(config: ModelConfig
 
 def test_a_prompt_alone_generates_nothing(config: ModelConfig) -> None:
     engine = make_engine(config, max_model_len=64)
-    request = engine.submit([5] * 64, None)
+    request = engine.submit([5] * 64, SamplingParams(max_tokens=0))
     run(engine)
     assert (request.output_ids, request.logits, request.num_computed) == ([], [], 64)
 
@@ -158,8 +159,8 @@ def test_abort_frees_at_once(config: ModelConfig) -> None:
     engine = make_engine(config, max_num_seqs=1, max_num_batched_tokens=16)
     running, waiting = (engine.submit([5] * 100, NEVER_STOP) for _ in range(2))
     engine.step()
-    engine.abort(running)
-    engine.abort(waiting)
+    engine.finish(running)
+    engine.finish(waiting)
     assert not engine.has_work
     assert running.finish_reason == waiting.finish_reason == "abort"
     check_invariants(engine)
@@ -226,7 +227,7 @@ def test_batch_arrays(config: ModelConfig) -> None:
     manager.commit(0, 250)
     manager.begin_step(0, 250, 270)
     manager.begin_step(1, 0, 3)
-    steps = [StepRequest(0, 250, [9] * 20, "last"), StepRequest(1, 0, [4, 5, 6], "all")]
+    steps = [StepRequest(0, 250, [9] * 20, logits_from=269), StepRequest(1, 0, [4, 5, 6], logits_from=0)]
     batch = build_batch(steps, manager, bucket=8)
     assert batch["cu_query_lens"].tolist() == [0, 20, 23]
     assert batch["logits_rows"].tolist() == [19, 20, 21, 22]
@@ -252,7 +253,7 @@ def test_batch_arrays(config: ModelConfig) -> None:
         ("top_p", [-1, 0, 1.5, float("nan")]),
         ("min_p", [-1, 2]),
         ("top_k", [-1, 0.5, 1 << 31, None]),
-        ("max_tokens", [0, -1, 2.5, True, None]),
+        ("max_tokens", [-1, 2.5, True, None]),
         ("logprobs", [-1, 21, 1.0]),
         ("seed", [-1, 1 << 64, 0.5]),
     ],
