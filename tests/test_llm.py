@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -232,3 +233,124 @@ def test_dspark_checkpoints_generate_but_do_not_draft(tmp_path: Path) -> None:
 def test_images_are_refused(llm: LLM) -> None:
     with pytest.raises(UnsupportedError, match="no vision tower"):
         llm.logits([5], images=[object()])  # type: ignore[arg-type]
+
+
+LONG = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
+
+
+def stop_texts_in(text: str, length: int) -> list[str]:
+    """Pieces of a text, the last one at its very end, without characters that stand for broken bytes."""
+    pieces = [text[at : at + length] for at in range(1, len(text) - length + 1)]
+    return [piece for piece in pieces if "\ufffd" not in piece]
+
+
+@pytest.mark.parametrize("length", [1, 2, 4])
+def test_stop_texts_end_the_text_and_the_request(llm: LLM, length: int) -> None:
+    assert llm.tokenizer is not None
+    (plain,) = llm.generate([[7, 8]], LONG)
+    stops = stop_texts_in(plain.text, length)
+    stops = [*stops[:: len(stops) // 6], stops[-1]]
+    prompts: list[Any] = [[7, 8]] * len(stops)
+    outputs = llm.generate(prompts, [replace(LONG, stop=(stop, "no such text")) for stop in stops])
+    for stop, output in zip(stops, outputs, strict=True):
+        assert (output.finish_reason, output.text) == ("stop", plain.text.partition(stop)[0])
+        count = len(output.token_ids)
+        assert output.token_ids == plain.token_ids[:count]
+        assert stop in llm.tokenizer.decode(output.token_ids, skip_special_tokens=True)
+        assert stop not in llm.tokenizer.decode(output.token_ids[:-1], skip_special_tokens=True)
+    assert not llm.engine.has_work
+    assert all(pool.num_free == pool.num_blocks for pool in llm.engine.manager.pools.values())
+
+
+def test_a_stop_text_that_the_last_token_completes_is_the_reason(llm: LLM) -> None:
+    (plain,) = llm.generate([[7, 8]], LONG)
+    stop = stop_texts_in(plain.text, 2)[3]
+    (first,) = llm.generate([[7, 8]], replace(LONG, stop=(stop,)))
+    (exact,) = llm.generate([[7, 8]], replace(LONG, stop=(stop,), max_tokens=len(first.token_ids)))
+    (short,) = llm.generate([[7, 8]], replace(LONG, stop=(stop,), max_tokens=len(first.token_ids) - 1))
+    assert (exact.finish_reason, exact.text, exact.token_ids) == ("stop", first.text, first.token_ids)
+    assert short.finish_reason == "length"
+    assert short.text.startswith(first.text), "what was held back is part of a text that does not stop"
+
+
+def test_min_tokens_come_before_any_stop_text(llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    (plain,) = llm.generate([[7, 8]], LONG)
+    early = llm.tokenizer.decode(plain.token_ids[:6], skip_special_tokens=True).rstrip("\ufffd")
+    stops = (early[0], early[1], *sorted({*plain.text[len(early) + 1 :]} - {"\ufffd"})[:14])
+    (output,) = llm.generate([[7, 8]], replace(LONG, stop=stops, min_tokens=6))
+    assert output.finish_reason == "stop" and len(output.token_ids) > 6
+    assert output.text.startswith(early)
+
+
+def test_stop_ids_are_tokens_and_no_text(llm: LLM) -> None:
+    assert llm.tokenizer is not None
+    (plain,) = llm.generate([[7, 8]], LONG)
+    end = plain.token_ids[5]
+    (output,) = llm.generate([[7, 8]], replace(LONG, stop_token_ids=(end,)))
+    count = plain.token_ids.index(end) + 1
+    assert (output.finish_reason, output.token_ids) == ("stop", plain.token_ids[:count])
+    assert output.text == llm.tokenizer.decode(plain.token_ids[: count - 1], skip_special_tokens=True)
+
+
+def test_a_stream_heeds_its_stop_text_whoever_makes_the_steps(llm: LLM) -> None:
+    (plain,) = llm.generate([[7, 8]], LONG)
+    stopped = replace(LONG, stop=(stop_texts_in(plain.text, 1)[4],))
+    (expected,) = llm.generate([[7, 8]], stopped)
+    assert 2 < len(expected.token_ids) < 14
+    assert [token.token_id for token in llm.stream([7, 8], stopped)] == expected.token_ids
+    shared = llm.stream([7, 8], stopped)
+    tokens = [next(shared).token_id]
+    llm.generate([[9]], LONG)
+    assert tokens + [token.token_id for token in shared] == expected.token_ids
+
+
+def test_stop_texts_need_a_tokenizer(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm, "tokenizer", None)
+    with pytest.raises(RequestError, match="stop: got texts, but there is no tokenizer.json"):
+        llm.generate([[5], [6]], [LONG, replace(LONG, stop=("a",))])
+    with pytest.raises(RequestError, match=r"tokenizer\.json"):
+        next(llm.stream([5], replace(LONG, stop=("a",))))
+    assert not llm.engine.has_work
+
+
+def test_n_gives_several_outputs_in_a_row(llm: LLM) -> None:
+    drawn = SamplingParams(max_tokens=6, seed=4, ignore_eos=True)
+    outputs = llm.generate([[5, 6], [7], [8, 9]], [replace(drawn, n=3), GREEDY, replace(drawn, n=2)])
+    assert [output.prompt_token_ids for output in outputs] == [[5, 6]] * 3 + [[7]] + [[8, 9]] * 2
+    for prompt, first in (([5, 6], outputs[0]), ([8, 9], outputs[4])):
+        assert first.token_ids == llm.generate([prompt], drawn)[0].token_ids
+    assert len({tuple(output.token_ids) for output in outputs}) == 6
+
+
+def test_prompt_logprobs_are_those_of_the_logits(llm: LLM) -> None:
+    prompt = np.random.randint(3, 500, 150).tolist()
+    (output,) = llm.generate([prompt], SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=2))
+    (plain,) = llm.generate([prompt], SamplingParams(max_tokens=1, temperature=0))
+    assert output.token_ids == plain.token_ids and plain.prompt_logprobs is None and output.logprobs is None
+    assert output.prompt_logprobs is not None
+    first, *others = output.prompt_logprobs
+    assert first is None
+    logits = llm.logits(prompt)[:-1].astype(np.float64)
+    expected = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for row, token, reported in zip(expected, prompt[1:], others, strict=True):
+        assert reported is not None and next(iter(reported)) == token
+        assert set(np.argsort(-row)[:2]) | {token} == reported.keys()
+        assert all(abs(row[i] - value) < 1e-9 for i, value in reported.items())
+
+
+def test_no_tokens_to_generate(llm: LLM) -> None:
+    """Only the prompt is processed, which may be as long as a sequence."""
+    prompt = np.random.randint(3, 500, 256).tolist()
+    scored, plain = llm.generate([prompt, [5]], [SamplingParams(max_tokens=0, prompt_logprobs=0), SamplingParams(max_tokens=0)])
+    for output in (scored, plain):
+        assert (output.token_ids, output.text, output.finish_reason, output.error) == ([], "", "length", None)
+    assert scored.prompt_logprobs is not None
+    assert [None if entry is None else list(entry) for entry in scored.prompt_logprobs] == [None, *([i] for i in prompt[1:])]
+
+
+@pytest.mark.parametrize("params", [SamplingParams(n=2), SamplingParams(max_tokens=0)])
+def test_streams_are_one_completion(llm: LLM, params: SamplingParams) -> None:
+    with pytest.raises(RequestError, match="expected n=1 and at least 1 token"):
+        next(llm.stream([5], params))
+    assert not llm.engine.has_work

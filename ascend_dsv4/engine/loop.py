@@ -69,8 +69,8 @@ class EngineLoop:
             seats = self.engine.engine.max_num_seqs - len(self.engine.scheduler.running)
             if limit is not None and self.num_waiting + len(requests) > limit + seats:
                 raise CapacityError(
-                    f"{self.num_waiting} requests are waiting and max_num_waiting={limit}: no room for {len(requests)} more. "
-                    "Try again later, or raise max_num_waiting."
+                    f"the queue is full: no room for {len(requests)} more, because at most {limit} may wait "
+                    "(max_num_waiting). Try again later, or raise it."
                 )
             self._inbox.extend(("add", request) for request in requests)
             self._wake.notify()

@@ -12,15 +12,20 @@ from ascend_dsv4.runner.batch import StepRequest
 
 PREFILL_SHARE = 4
 """Decodes leave one token in this many of a step's budget to prefills, so that neither can starve the other."""
+MAX_SCORED_TOKENS = 128
+RUNNING_PER_SPARE = 4
+"""Running requests for which one block is kept free when another is admitted: they need a new one every block_size steps."""
 
 
 def _is_prefill(request: Request) -> bool:
     return request.num_tokens - request.num_computed > 1
 
 
-def _scoring_limit(request: Request, budget: int) -> int:
-    """A row of logits is as wide as the vocabulary: requests that want one per token get them in smaller steps."""
-    return min(budget, 128) if request.is_scored else budget
+def _prefill_count(request: Request, budget: int) -> int:
+    """Tokens of a prefill that fit into a step."""
+    # A row of logits is as wide as the vocabulary: requests that want one per token get them in smaller steps.
+    limit = MAX_SCORED_TOKENS if request.is_scored else budget
+    return min(request.num_tokens - request.num_computed, budget, limit, request.chunk_size or budget)
 
 
 class Scheduler:
@@ -81,18 +86,16 @@ class Scheduler:
         prefills = [request for request in self.running if _is_prefill(request)]
         decodes = sorted((request for request in self.running if not _is_prefill(request)), key=lambda r: r.last_step)
         if prefills:
-            kept = budget // PREFILL_SHARE
-            if kept == 0 and len(decodes) >= budget and prefills[0].last_step <= decodes[0].last_step:
+            kept = min(budget // PREFILL_SHARE, sum(_prefill_count(request, budget) for request in prefills))
+            if budget < PREFILL_SHARE and len(decodes) >= budget and prefills[0].last_step <= decodes[0].last_step:
                 kept = 1  # too few to share: take turns
             decodes = decodes[: budget - kept]
         counts = dict.fromkeys(decodes[:budget], 1)
         budget -= len(counts)
         for request in prefills:
-            allowed = min(_scoring_limit(request, budget), request.chunk_size or budget)
-            count = min(request.num_tokens - request.num_computed, allowed)
-            if count > 0:
-                counts[request] = count
-                budget -= count
+            if budget > 0:
+                counts[request] = _prefill_count(request, budget)
+                budget -= counts[request]
         return counts
 
     def _make_room(self, request: Request, num_tokens: int) -> bool:
@@ -113,10 +116,10 @@ class Scheduler:
         self.waiting.appendleft(request)
 
     def _admit(self) -> None:
-        """Take on waiting requests. Each that runs keeps a block in reserve, or newcomers would be preempted at once."""
+        """Take on waiting requests. Some blocks stay in reserve for those that run, or newcomers would soon be preempted."""
         while self.waiting and len(self.running) < self.max_num_seqs:
             request = self.waiting[0]
-            if not self.manager.can_admit(request.num_tokens, spare_blocks=len(self.running)):
+            if not self.manager.can_admit(request.num_tokens, spare_blocks=-(-len(self.running) // RUNNING_PER_SPARE)):
                 return
             self.manager.admit(request.request_id, request.num_tokens)
             request.last_step = self._num_steps  # or those that come and go would always be served before the others

@@ -226,7 +226,7 @@ def test_the_queue_is_bounded(config: ModelConfig) -> None:
         loop.submit(queued)
         assert loop.num_waiting == 2
         refused = [endless(engine, max_tokens=2) for _ in range(2)]
-        with pytest.raises(CapacityError, match=r"2 requests are waiting and max_num_waiting=3: no room for 2 more"):
+        with pytest.raises(CapacityError, match=r"no room for 2 more, because at most 3 may wait"):
             loop.submit(refused)
         last = [endless(engine, max_tokens=2)]
         loop.submit(last)  # all or none: the refused two left the third seat free
@@ -387,8 +387,9 @@ def test_stop_aborts_what_is_left(config: ModelConfig) -> None:
         requests = [endless(engine) for _ in range(4)]
         loop.submit(requests)
         gate.wait_for_step()
-        late = endless(engine)
-        loop.submit([late])
+        late, aborted = endless(engine), endless(engine)
+        loop.submit([late, aborted])
+        loop.abort([aborted])
         stopping = threading.Thread(target=loop.stop, daemon=True)
         stopping.start()
         recorder.wait(lambda: not loop.is_running)
@@ -397,6 +398,7 @@ def test_stop_aborts_what_is_left(config: ModelConfig) -> None:
         gate.opened()
         join(stopping)
     assert {request: recorder.endings[request] for request in [*requests, late]} == dict.fromkeys([*requests, late], "abort")
+    assert aborted.finish_reason == "abort" and aborted not in recorder.endings
     assert all(request.error for request in requests)
     assert recorder.tokens[requests[0]] == [6], "the step under way ended as usual"
     check_empty(engine)

@@ -46,6 +46,7 @@ class Simulation:
         """By request id, of the last step: tokens."""
         self.total: Counter[str] = Counter()
         self._idle: Counter[Request] = Counter()
+        self._num_preemptions = 0
         self._run, self.engine.runner.run = self.engine.runner.run, self._checked_run  # type: ignore[method-assign]
         self._free, self.engine.manager.free = self.engine.manager.free, self._counted_free  # type: ignore[method-assign]
 
@@ -94,6 +95,7 @@ class Simulation:
         late = [r for r in self._live() if r.deadline is not None and r.deadline <= self.now]
         oldest = next((request for request in self._live() if request not in late), None)
         self.processed = {}
+        self._num_preemptions = self.total["preemptions"]
         for output in self.engine.step():
             assert output.request not in self.endings, "an output after the last"
             assert output.request not in self.aborted, "an output after the abort"
@@ -122,9 +124,18 @@ class Simulation:
             assert list(step.token_ids) == [*request.prompt_ids, *request.output_ids][step.start : step.end]
             assert 0 < len(step.token_ids) <= (request.chunk_size or 1 << 20)
             assert step.num_logits <= MAX_LOGITS_ROWS
+        if self.total["preemptions"] == self._num_preemptions:
+            wanted = sum(self._wanted(request) for request in running.values())
+            assert sum(self.processed.values()) == min(wanted, self.engine.engine.max_num_batched_tokens), "budget is left over"
         self.total["steps"] += 1
         self.total["tokens"] += sum(self.processed.values())
         return self._run(steps, *args)
+
+    @staticmethod
+    def _wanted(request: Request) -> int:
+        """Tokens of the request that a step with a large budget takes."""
+        left = request.num_tokens - request.num_computed
+        return min(left, request.chunk_size or left, MAX_LOGITS_ROWS if request.is_scored else left)
 
     def _counted_free(self, request_id: int) -> None:
         """Stands before the cache manager: one who gives back blocks and goes on was preempted."""
@@ -187,7 +198,7 @@ def test_random_schedules(config: ModelConfig, budget: int) -> None:
             config,
             random.Random(random.random()),
             tokens_per_block=random.choice([4, 8, 16]) if trial else 128,
-            max_num_seqs=random.choice([1, 2, 3, 4, 6]),
+            max_num_seqs=random.choice([1, 2, 3, 4, 6, 12]),
             max_num_batched_tokens=budget,
             max_model_len=max_model_len,
             max_total_tokens=max_model_len + random.choice([0, 0, 20]),
@@ -219,6 +230,22 @@ def test_decodes_and_prefills_share_the_budget(config: ModelConfig, budget: int)
         assert min(gained, default=steps) >= int(share * steps) // 2, f"{num_decodes} decodes starve"
         least = steps * (budget // 4) if budget >= 4 else int(steps * budget / (num_decodes + 1)) // 2
         assert prefills[0].num_computed >= min(least, 1000), f"a prefill starves beside {num_decodes} decodes"
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, None])
+def test_budget_that_prefills_leave_is_for_decodes(config: ModelConfig, chunk_size: int | None) -> None:
+    engine = make_engine(config, max_num_seqs=16, max_num_batched_tokens=12, max_model_len=1024, max_total_tokens=8192)
+    for _ in range(14):
+        engine.submit([5], endless(1000))
+    prefill = engine.submit([5] * 100, endless(), chunk_size=chunk_size)
+    for _ in range(4):
+        engine.step()
+    for _ in range(10):
+        before = prefill.num_computed
+        tokens = engine.stats.num_output_tokens
+        engine.step()
+        assert prefill.num_computed - before == min(chunk_size or 3, 3)
+        assert engine.stats.num_output_tokens - tokens == 12 - (prefill.num_computed - before)
 
 
 def test_requests_that_come_and_go_do_not_hold_up_the_oldest(config: ModelConfig) -> None:
@@ -297,6 +324,28 @@ def test_a_request_that_runs_is_not_preempted_by_a_younger_one(config: ModelConf
     engine.manager.pools["cmp128"].free(held)
     run(engine)
     assert engine.stats.num_preemptions >= 1
+
+
+def test_newcomers_leave_a_block_to_those_that_run(config: ModelConfig) -> None:
+    """Or they would be preempted as soon as one of those grows."""
+    engine = make_engine(config, max_num_seqs=2, max_model_len=256, max_total_tokens=256)
+    older, newcomer = engine.submit([5] * 120, endless(20)), engine.submit([6] * 200, endless(20))
+    engine.step()
+    assert engine.manager.can_admit(newcomer.num_tokens), "the newcomer alone would fit"
+    while not older.is_finished:
+        assert newcomer in engine.scheduler.waiting
+        engine.step()
+    run(engine)
+    assert engine.stats.num_preemptions == 0
+
+
+def test_prompts_that_are_scored_take_smaller_steps(config: ModelConfig) -> None:
+    """A row of logits per token is as wide as the vocabulary."""
+    engine = make_engine(config, max_num_seqs=2, max_num_batched_tokens=512, max_model_len=512, max_total_tokens=1024)
+    scored = engine.submit([5] * 300, endless(prompt_logprobs=0))
+    other = engine.submit([5] * 300, endless())
+    engine.step()
+    assert (scored.num_computed, other.num_computed) == (MAX_LOGITS_ROWS, 300)
 
 
 @pytest.mark.parametrize("moment", ["waiting", "prefill", "decode", "preempted"])
