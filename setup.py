@@ -13,6 +13,11 @@ packages = find_packages(include=["ascend_dsv4", "ascend_dsv4.*"])
 packages += ["ascend_dsv4.ops"] + [f"ascend_dsv4.ops.{name}" for name in find_packages("ops")]
 packages += ["ascend_dsv4.configs"]
 
+SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.32", "prometheus-client>=0.21", "xgrammar>=0.2.8,<0.3"]
+BENCH = ["httpx>=0.28,<1", "matplotlib>=3.9"]
+# Clients of the server that the tests talk to it with, and the fuzzer of its interface.
+CLIENTS = ["openai>=2", "anthropic>=0.70", "litellm", "langchain-openai", "schemathesis>=4", "jsonschema>=4"]
+
 setup(
     name="ascend-dsv4",
     version=VERSION,
@@ -23,7 +28,10 @@ setup(
     python_requires=">=3.10",
     packages=packages,
     package_dir={"ascend_dsv4": "ascend_dsv4", "ascend_dsv4.ops": "ops", "ascend_dsv4.configs": "configs"},
-    package_data={"ascend_dsv4": ["py.typed"], "ascend_dsv4.configs": ["models/*.json", "engine/*.yaml"]},
+    package_data={
+        "ascend_dsv4": ["py.typed", "server/page/*"],
+        "ascend_dsv4.configs": ["models/*.json", "engine/*.yaml", "serve/*.yaml"],
+    },
     install_requires=[
         "torch>=2.10,<2.15",
         "numpy>=1.26",
@@ -33,9 +41,14 @@ setup(
         "rich>=13",
     ],
     extras_require={
+        "serve": SERVE,
+        "bench": BENCH,
         "npu": ["torch-npu>=2.10.0.post4"],
         "mindspore": ["mindspore==2.10.*", "numpy<2"],
         "test": [
+            *SERVE,
+            *BENCH,
+            *CLIENTS,
             "pytest>=8",
             "ruff>=0.14",
             "mypy>=1.18",

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -108,6 +108,8 @@ class LLM:
         self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend)
         self.engine = Engine(self.config, self.engine_config, self.runner)
         self._has_mtp = False
+        self._texts: dict[Request, CompletionText] = {}
+        """Of requests under way, whoever makes the steps."""
 
     def generate(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -126,17 +128,14 @@ class LLM:
             for prompt_ids, one in zip(ids, each, strict=True)
             for i in range(one.n)
         ]
-        texts = {request: self._text_of(request) for request in requests}
         try:
             for request in requests:
-                self.engine.add(request)
-            while not all(request.is_finished for request in requests):
-                for output in self._step():
-                    self._extend(texts, output)
+                self._add(request)
+            self._run(requests)
+            return [self._output(request, self._texts.get(request)) for request in requests]
         finally:
             for request in requests:
-                self.engine.finish(request)  # nothing is left behind if Ctrl-C came
-        return [self._output(request, texts[request]) for request in requests]
+                self._end(request)  # nothing is left behind if Ctrl-C came
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[NewToken, None, None]:
         """Tokens of one completion as they come. Closing the iterator early abandons the request.
@@ -148,19 +147,18 @@ class LLM:
                 f"stream: n={params.n}, max_tokens={params.max_tokens}: expected n=1 and at least 1 token, because a stream is "
                 "one completion. Use generate for others."
             )
-        request = self.engine.submit(self._encode(prompt), params or SamplingParams())
-        texts = {request: self._text_of(request)}
+        request = self.engine.make_request(self._encode(prompt), params or SamplingParams())
         seen = 0
         try:
+            self._add(request)
             while seen < len(request.output_ids) or not request.is_finished:
                 if seen == len(request.output_ids):
-                    for output in self._step():
-                        self._extend(texts, output)
+                    self._step()
                 for token in request.output_ids[seen:]:
                     seen += 1
                     yield NewToken(request, token)
         finally:
-            self.engine.finish(request)
+            self._end(request)
         if request.error is not None:
             raise RequestError(request.error)
 
@@ -274,23 +272,33 @@ class LLM:
     def _step(self, tap: LayerTap | None = None) -> list[Output]:
         """One step of the engine. One that is cut off (Ctrl-C, out of memory) aborts all requests and leaves an idle engine."""
         try:
-            return self.engine.step(tap)
+            outputs = self.engine.step(tap)
+            for output in outputs:
+                self._extend(output)
+            return outputs
         except BaseException:
             self.engine.reset()
             raise
 
-    def _text_of(self, request: Request) -> CompletionText | None:
-        """What turns the request's tokens into text. Raises RequestError for stop texts without a tokenizer."""
+    def _add(self, request: Request) -> None:
+        """Queue a request, with what turns its tokens into text. Raises RequestError for stop texts without a tokenizer."""
         params = request.params
         if self.tokenizer is not None:
-            return CompletionText(self.tokenizer, stop=params.stop, end_ids=request.end_ids, min_tokens=params.min_tokens)
-        if params.stop:
+            self._texts[request] = CompletionText(
+                self.tokenizer, stop=params.stop, end_ids=request.end_ids, min_tokens=params.min_tokens
+            )
+        elif params.stop:
             raise RequestError("stop: got texts, but there is no tokenizer.json to find them by. Use stop_token_ids.")
-        return None
+        self.engine.add(request)
 
-    def _extend(self, texts: Mapping[Request, CompletionText | None], output: Output) -> None:
+    def _end(self, request: Request) -> None:
+        """Give a request up, if it has not ended, and forget its text."""
+        self.engine.finish(request)
+        self._texts.pop(request, None)
+
+    def _extend(self, output: Output) -> None:
         """Append a step's tokens to their text; a stop text ends the request."""
-        if (text := texts.get(output.request)) is not None:
+        if (text := self._texts.get(output.request)) is not None:
             text.push(output.token_ids)
             if text.has_stopped:
                 self.engine.finish(output.request, "stop")

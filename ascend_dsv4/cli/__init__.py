@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ascend_dsv4 import __version__
-from ascend_dsv4.cli import chat, check, demo, generate
+from ascend_dsv4.cli import bench, chat, check, demo, generate, serve
 from ascend_dsv4.errors import AscendDsv4Error
 
 FAILED, BROKEN_PIPE, INTERRUPTED = 2, 141, 130
@@ -23,13 +23,13 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; the chosen one is `run` in the namespace."""
     parser = argparse.ArgumentParser(
         prog="ascend-dsv4",
-        description="Run and inspect models of the DeepSeek V4 family.",
+        description="Serve, run and inspect models of the DeepSeek V4 family.",
         epilog="`ascend-dsv4 COMMAND --help` lists the options of a command. `ascend-dsv4 demo` needs no files.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ascend-dsv4 {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (generate, chat, check, demo):
+    for module in (serve, generate, chat, bench, check, demo):
         module.add_parser(commands)
     return parser
 

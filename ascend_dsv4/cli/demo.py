@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`ascend-dsv4 demo`: the whole way from files to text with an embedded tiny model. Needs nothing."""
+"""`ascend-dsv4 demo`: the whole way from files to served text with an embedded tiny model. Needs nothing."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ from typing import Any, Final
 
 from ascend_dsv4.cli import chat
 from ascend_dsv4.cli.generate import complete, open_model
-from ascend_dsv4.cli.options import add_engine_options, add_sampling_options, engine_config, sampling_params
+from ascend_dsv4.cli.options import (
+    add_sampling_options,
+    add_server_options,
+    engine_config,
+    sampling_params,
+    server_config,
+)
+from ascend_dsv4.cli.serve import serve
 from ascend_dsv4.errors import RequestError
 
-PROMPT: Final = "The ship came into the harbour, and the captain"
 DEFAULT_MAX_TOKENS: Final = 32
+MODEL_NAME: Final = "demo"
 
 
 def add_parser(commands: Any) -> None:
@@ -23,18 +30,20 @@ def add_parser(commands: Any) -> None:
         allow_abbrev=False,
         help="try everything with a tiny model; needs no files",
         description="Write a 10 MB V4 checkpoint with random weights (FP8 and FP4, every layer type), load it as any other, "
-        "and complete a prompt. The weights are random, so the text means nothing.",
+        "and serve it; with --prompt complete a text instead, with --chat talk. The weights are random, so the text means "
+        "nothing.",
     )
-    parser.add_argument("--prompt", default=PROMPT, metavar="TEXT", help=f"text to complete (default: {PROMPT!r})")
-    parser.add_argument("--chat", action="store_true", help="talk to it instead")
-    parser.add_argument("--json", action="store_true", help="print one JSON document when all is done")
+    parser.add_argument("--prompt", metavar="TEXT", help="complete this text and end")
+    parser.add_argument("--chat", action="store_true", help="talk to it in the terminal")
+    parser.add_argument("--json", action="store_true", help="with --prompt: print one JSON document when all is done")
     parser.add_argument(
         "--keep-dir", metavar="DIR", type=Path,
         help="new folder for the checkpoint (default: in $XDG_CACHE_HOME, where the next demo finds it again)",
     )  # fmt: skip
     chat.add_chat_options(parser, thinking=False)
     add_sampling_options(parser, max_tokens=DEFAULT_MAX_TOKENS)
-    add_engine_options(parser, max_num_seqs=1)
+    # Decoding the weights once takes 60 MB and makes each step several times faster; the numbers stay the same.
+    add_server_options(parser, served_model_name=MODEL_NAME, log_format="text", default_thinking="off", weights="fp32")
     parser.set_defaults(run=run)
 
 
@@ -44,18 +53,33 @@ def run(args: argparse.Namespace) -> int:
     from ascend_dsv4.demo import demo_model
 
     _check_combination(args)
-    engine, params = engine_config(args), sampling_params(args)
+    engine, server, params = engine_config(args), server_config(args), sampling_params(args)
     folder = demo_model(args.keep_dir)
     size = sum(file.stat().st_size for file in folder.iterdir())
     note(f"demo model: {folder} ({size / 1e6:.1f} MB). Its weights are random: the text means nothing.")
     if args.chat:
         return chat.start(folder, engine, params, args)
-    return complete(open_model(folder, engine), [args.prompt], params, as_json=args.json)
+    if args.prompt is not None:
+        return complete(open_model(folder, engine), [args.prompt], params, as_json=args.json)
+    return serve(folder, engine, server, _announce)
+
+
+def _announce(url: str, model_name: str) -> None:
+    from ascend_dsv4.cli.terminal import note
+
+    note(
+        f"serving on {url} (open it in a browser for the status page); Ctrl-C stops. Try:\n\n"
+        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+        f"""  -d '{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 32}}'\n""",
+        style="default",
+    )
 
 
 def _check_combination(args: argparse.Namespace) -> None:
-    if args.chat and args.json:
-        raise RequestError("--json: got it with --chat, but a conversation is no document. Leave one of them out.")
+    if args.chat and (args.json or args.prompt is not None):
+        raise RequestError("--chat: got it with --prompt or --json, but a conversation is neither. Leave one of them out.")
+    if args.json and args.prompt is None:
+        raise RequestError("--json: got it without --prompt, but only a completion is a document. Add --prompt.")
     chosen = {"--tools": args.tools, "--system": args.system, "--reasoning-effort": args.reasoning_effort}
     wrong = [name for name, value in (chosen | {"--thinking": args.thinking or None}).items() if value is not None]
     if wrong and not args.chat:

@@ -258,10 +258,20 @@ def _output(request: Request, num_tokens: int) -> Output:
     return Output(request, tuple(request.output_ids[first:]), tuple(request.logprobs[first:]), request.finish_reason)
 
 
+def _best(values: np.ndarray, count: int) -> list[int]:
+    """Indices of the `count` largest values, largest first, ties by index. Does not sort them all."""
+    if count == 0:
+        return []
+    least = np.partition(values, max(len(values) - count, 0))[max(len(values) - count, 0)]
+    candidates = np.flatnonzero(values >= least)
+    order: list[int] = candidates[np.argsort(-values[candidates], kind="stable")][:count].tolist()
+    return order
+
+
 def _logprobs(logits: np.ndarray, token: int, count: int) -> Logprobs:
     """Log-probabilities of a token and of the `count` best ones."""
     wide = logits.astype(np.float64)
     normal = wide - wide.max()
     normal -= np.log(np.exp(normal).sum())
-    best = np.argsort(-normal, kind="stable")[:count].tolist()
+    best = _best(normal, count)
     return {int(i): float(normal[i]) for i in dict.fromkeys([token, *best])}

@@ -45,7 +45,8 @@ class EngineLoop:
         with self._wake:
             self._is_stopping = True
             self._wake.notify()
-        self._thread.join()
+        if self._thread.ident is not None:  # it may never have been started
+            self._thread.join()
 
     @property
     def is_running(self) -> bool:
@@ -101,23 +102,13 @@ class EngineLoop:
         with self._wake:
             while not (self._inbox or self.engine.has_work or self._is_stopping):
                 self._wake.wait()
-            if self._is_stopping:
-                self._drop_inbox()
-                return False
             while self._inbox:
                 kind, request = self._inbox.popleft()
                 if kind == "abort":
                     self.engine.finish(request)
                 elif not request.is_finished:
-                    self.engine.add(request)
-            return True
-
-    def _drop_inbox(self) -> None:
-        """Requests that came too late join the queue, to be ended with the others."""
-        while self._inbox:
-            kind, request = self._inbox.popleft()
-            if kind == "add":
-                self.engine.add(request)
+                    self.engine.add(request)  # also when stopping: it ends with the others
+            return not self._is_stopping
 
     def _fail(self, error: Exception) -> list[Output]:
         """Outputs that end all requests with this error, after which the engine is empty."""

@@ -31,7 +31,7 @@ _REAL: Final = {
     "temperature": (0, 100),
     "top_p": (0, 1),
     "min_p": (0, 1),
-    "repetition_penalty": (0, 100),
+    "repetition_penalty": (1e-30, 100),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
 }
@@ -92,11 +92,12 @@ class SamplingParams:
 
     def _check_lists(self) -> None:
         ids, stop, bias = self.stop_token_ids, self.stop, self.logit_bias
-        if not all(_is_whole(token) for token in ids) or len(ids) > MAX_STOP_IDS:
-            raise _out_of_range("stop_token_ids", ids, f"at most {MAX_STOP_IDS} whole numbers")
+        whole = isinstance(ids, tuple) and all(_is_whole(token) for token in ids)
+        if not whole or len(ids) > MAX_STOP_IDS:
+            raise _out_of_range("stop_token_ids", ids, f"a tuple of at most {MAX_STOP_IDS} whole numbers")
         texts = isinstance(stop, tuple) and all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_CHARS for text in stop)
         if not texts or len(stop) > MAX_STOP_STRINGS:
-            raise _out_of_range("stop", stop, f"at most {MAX_STOP_STRINGS} texts of 1 to {MAX_STOP_CHARS} characters")
+            raise _out_of_range("stop", stop, f"a tuple of at most {MAX_STOP_STRINGS} texts, 1 to {MAX_STOP_CHARS} long")
         pairs = isinstance(bias, Mapping) and all(_is_whole(i) and _is_real(x, -100, 100) for i, x in bias.items())
         if not pairs or len(bias) > MAX_LOGIT_BIAS:
             raise _out_of_range("logit_bias", bias, f"at most {MAX_LOGIT_BIAS} token ids with a number from -100 to 100 each")

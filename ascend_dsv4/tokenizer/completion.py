@@ -65,9 +65,9 @@ class CompletionText:
         if not self._stop or self.num_tokens <= self._min_tokens:
             return new
         text = self._held + new
-        found = [(at, -len(stop), stop) for stop in self._stop if (at := text.find(stop)) >= 0]
+        found = [(at + len(stop), at, stop) for stop in self._stop if (at := text.find(stop)) >= 0]
         if found:
-            at, _, self.stopped_by = min(found)
+            _, at, self.stopped_by = min(found)  # the one that is complete first, wherever tokens end
             self._held = ""
             return text[:at]
         keep = next((n for n in range(min(self._longest - 1, len(text)), 0, -1) if self._may_become_stop(text[-n:])), 0)

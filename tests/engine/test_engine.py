@@ -4,65 +4,22 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ascend_dsv4.backend.null import NullBackend
 from ascend_dsv4.config import EngineConfig, ModelConfig
-from ascend_dsv4.engine.engine import Engine
 from ascend_dsv4.engine.request import Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import CapacityError, ConfigError, RequestError
 from ascend_dsv4.kv_cache.block_pool import BlockPool
 from ascend_dsv4.kv_cache.layout import plan_caches
 from ascend_dsv4.kv_cache.manager import CacheManager
-from ascend_dsv4.llm import model_graphs
-from ascend_dsv4.model.weights import model_weights
 from ascend_dsv4.runner.batch import StepRequest, build_batch
-from ascend_dsv4.runner.runner import ModelRunner
+from tests.engine.harness import check_invariants, make_engine, run
 
 NEVER_STOP = SamplingParams(max_tokens=5, temperature=0, ignore_eos=True)
-
-
-@pytest.fixture(scope="module")
-def config(golden_v4: Path) -> ModelConfig:
-    return ModelConfig.from_file(golden_v4 / "fp8_fp4")
-
-
-def make_engine(config: ModelConfig, **options: int) -> Engine:
-    engine = EngineConfig.from_dict({"backend": "null", **options}, source="test")
-    plan = plan_caches(config, engine)
-    backend = NullBackend()
-    runner = ModelRunner(config, engine, plan, model_graphs(config, engine), model_weights(config, "released"), backend)
-    return Engine(config, engine, runner)
-
-
-def run(engine: Engine) -> int:
-    steps = 0
-    while engine.has_work:
-        check_invariants(engine)
-        engine.step()
-        steps += 1
-    check_invariants(engine)
-    return steps
-
-
-def check_invariants(engine: Engine) -> None:
-    """No block is lost, held twice, or both held and free."""
-    manager = engine.manager
-    held: dict[str, list[int]] = {group: [] for group in manager.pools}
-    for blocks in manager.requests.values():
-        held["window"] += blocks.window.values()
-        held["state"].append(blocks.state_slot)
-        for ratio, table in blocks.tables.items():
-            held[f"cmp{ratio}"] += table.tolist()
-    for group, pool in manager.pools.items():
-        assert len(held[group]) == len(set(held[group])), f"{group}: a block belongs to two requests"
-        assert len(held[group]) + pool.num_free == pool.num_blocks, f"{group}: blocks lost"
-    assert len(manager.requests) == len(engine.scheduler.running) <= engine.engine.max_num_seqs
 
 
 def counting(request: Request) -> list[int]:

@@ -136,7 +136,8 @@ def test_requests_from_many_threads(config: ModelConfig) -> None:
         rng = random.Random(number)
         for _ in range(25):
             params = SamplingParams(max_tokens=rng.randint(0, 30), ignore_eos=True)
-            requests = [engine.make_request([rng.randrange(400)] * rng.randint(1, 40), params) for _ in range(rng.randint(1, 3))]
+            prompts = [[rng.randrange(400)] * rng.randint(1, 40) for _ in range(rng.randint(1, 3))]
+            requests = [engine.make_request(prompt, params) for prompt in prompts]
             loop.submit(requests)
             kept.extend(requests[1:])
             if rng.random() < 0.5:

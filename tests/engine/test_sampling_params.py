@@ -116,7 +116,7 @@ def test_random_numbers_are_those_of_seed_and_position() -> None:
     numbers = [uniform(*key) for key in keys]
     assert numbers == [uniform(*key) for key in keys]
     assert len(set(numbers)) == len(numbers)
-    assert 0 <= min(numbers) and max(numbers) < 1
+    assert min(numbers) >= 0 and max(numbers) < 1
     counts, _ = np.histogram(numbers, bins=10, range=(0, 1))
     expected = len(numbers) / 10
     assert ((counts - expected) ** 2 / expected).sum() < 27.9, "chi-squared, 9 degrees of freedom, one in a thousand"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class Simulation:
         self.total: Counter[str] = Counter()
         self._idle: Counter[Request] = Counter()
         self._num_preemptions = 0
-        self._run, self.engine.runner.run = self.engine.runner.run, self._checked_run  # type: ignore[method-assign]
+        self._run, self.engine.runner.run = self.engine.runner.run, self._checked_run  # type: ignore[assignment]
         self._free, self.engine.manager.free = self.engine.manager.free, self._counted_free  # type: ignore[method-assign]
 
     def drive(self, num_requests: int, arrival: float, abort: float) -> None:
@@ -214,7 +215,7 @@ def test_random_schedules(config: ModelConfig, budget: int) -> None:
 def test_decodes_and_prefills_share_the_budget(config: ModelConfig, budget: int) -> None:
     """Neither starves, whatever the number of decodes; from a budget of 4 on a quarter is there for prefills."""
     steps = 60
-    for num_decodes in range(0, 14):
+    for num_decodes in range(14):
         engine = make_engine(
             config, max_num_seqs=16, max_num_batched_tokens=budget, max_model_len=1024, max_total_tokens=8192
         )
@@ -359,7 +360,7 @@ def test_a_request_that_ends_early_frees_at_once(config: ModelConfig, moment: st
     if moment == "waiting":
         engine.submit([5] * 100, endless(200))
     request = engine.submit([6] * 255, endless(100), deadline=10.0)
-    reached = {
+    reached: Callable[[], object] = {
         "waiting": lambda: older.output_ids,
         "prefill": lambda: 0 < request.num_computed < 255,
         "decode": lambda: len(request.output_ids) == 1,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ DRAWN = SamplingParams(
 )  # fmt: skip
 
 
-def make(golden_v4: Path, **options: int) -> LLM:
+def make(golden_v4: Path, **options: Any) -> LLM:
     return LLM(golden_v4 / "fp8_fp4", weights="fp32", cache_rounding="released", progress=False, **options)
 
 

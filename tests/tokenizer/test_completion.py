@@ -174,8 +174,9 @@ def test_a_stop_text_that_ends_inside_a_token(tokenizer: Tokenizer, byte_ids: di
 
 
 def test_a_stop_text_inside_characters_of_several_tokens(tokenizer: Tokenizer, byte_ids: dict[int, int]) -> None:
-    ids = [byte_ids[byte] for byte in "你好👩‍👧世界".encode()]
-    for stop, expected in (("好", "你"), ("👩‍", "你好"), ("\u200d👧", "你好👩"), ("世界", "你好👩‍👧"), ("界世", "你好👩‍👧世界")):
+    whole = "你好👩‍👧世界"
+    ids = [byte_ids[byte] for byte in whole.encode()]
+    for stop, expected in (("好", "你"), ("👩‍", "你好"), ("\u200d👧", "你好👩"), ("世界", "你好👩‍👧"), ("界世", whole)):
         text = CompletionText(tokenizer, stop=(stop,))
         assert complete(text, [[token_id] for token_id in ids]) == expected
 
