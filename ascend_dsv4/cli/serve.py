@@ -79,7 +79,8 @@ def _listen(server: ServerConfig) -> socket.socket:
     """A listening socket, before anything slow is done. Raises ConfigError if the address cannot be had."""
     try:
         family = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((server.host, server.port), family=family, backlog=2048)
+        both = server.host == "::" and socket.has_dualstack_ipv6()  # all addresses of the machine, old and new
+        return socket.create_server((server.host, server.port), family=family, backlog=2048, dualstack_ipv6=both)
     except OSError as error:
         raise ConfigError(
             f"--host {server.host} --port {server.port}: {error.strerror}; expected a free port of this machine. Choose "

@@ -53,8 +53,8 @@ class Engine:
         self.clock = clock
         self.stats = EngineStats()
         self._numbers = itertools.count()
-        self._expired: list[Output] = []
-        """Ends that no step has returned yet."""
+        self._outputs: list[Output] = []
+        """What no step has returned yet; kept here so that a step that fails loses nothing."""
         self.manager = CacheManager(runner.plan)
         self.scheduler = Scheduler(self.manager, engine.max_num_seqs, engine.max_num_batched_tokens, self.stats)
 
@@ -128,10 +128,9 @@ class Engine:
         self._expire()
         plan = self.scheduler.schedule()
         if not plan:
-            return self._take_expired()
+            return self._take_outputs()
         logits = self.runner.run([step for _, step in plan], self.manager, tap)
         drawn = self._read_logits(plan, logits)
-        outputs = self._take_expired()
         self.stats.num_steps += 1
         for request, step in plan:
             prefilled = max(request.num_prefilled, min(step.end, len(request.prompt_ids)))
@@ -141,9 +140,9 @@ class Engine:
                 request.finish_reason = _ending(request)
             self.scheduler.commit(request, len(step.token_ids))
             if request in drawn or request.is_finished:
-                outputs.append(_output(request, 1 if request in drawn else 0))
+                self._outputs.append(_output(request, 1 if request in drawn else 0))
         self.stats.num_output_tokens += len(drawn)
-        return outputs
+        return self._take_outputs()
 
     def finish(self, request: Request, reason: FinishReason = "abort", error: str | None = None) -> None:
         """End a request, wherever it is; what it held is free at once. Does nothing for a finished one."""
@@ -158,7 +157,7 @@ class Engine:
         self.scheduler = Scheduler(self.manager, self.engine.max_num_seqs, self.engine.max_num_batched_tokens, self.stats)
         for request in requests:
             request.finish_reason, request.error = request.finish_reason or reason, request.error or error
-        return self._take_expired() + [_output(request, 0) for request in requests]
+        return self._take_outputs() + [_output(request, 0) for request in requests]
 
     def check_prompt(self, prompt: Iterable[Any]) -> tuple[int, ...]:
         """The ids of a prompt. Raises RequestError if the model cannot process them."""
@@ -174,11 +173,11 @@ class Engine:
                 f"the request's deadline passed after {len(request.output_ids)} tokens. Allow more time, ask for fewer tokens, "
                 "or come back when fewer requests are under way.",
             )  # fmt: skip
-            self._expired.append(_output(request, 0))
+            self._outputs.append(_output(request, 0))
 
-    def _take_expired(self) -> list[Output]:
-        expired, self._expired = self._expired, []
-        return expired
+    def _take_outputs(self) -> list[Output]:
+        outputs, self._outputs = self._outputs, []
+        return outputs
 
     def _read_logits(self, plan: list[tuple[Request, StepRequest]], logits: Tensor) -> set[Request]:
         """Score prompts that want it, and draw a token for every request whose known tokens are all processed.

@@ -13,6 +13,8 @@ from ascend_dsv4.runner.sampler import LogitChanges
 
 def logit_changes(requests: Sequence[Request], vocab_size: int) -> LogitChanges | None:
     """What these requests, one per row of logits, change before the draw; None if nothing."""
+    if all(_is_plain(request) for request in requests):
+        return None
     allowed = np.full((len(requests), -(-vocab_size // 32)), -1, np.int32)
     is_masked = [request.constraint is not None and request.constraint.fill(allowed[i]) for i, request in enumerate(requests)]
     parts = [(i, *part) for i, request in enumerate(requests) if (part := _of_request(request)) is not None]
@@ -25,6 +27,13 @@ def logit_changes(requests: Sequence[Request], vocab_size: int) -> LogitChanges 
         bias=np.concatenate([np.zeros(0, np.float32), *(bias for _, _, _, bias in parts)]),
         allowed=allowed,
     )
+
+
+def _is_plain(request: Request) -> bool:
+    """Whether nothing can change the request's logits, now or later."""
+    params = request.params
+    penalties = (params.repetition_penalty != 1, params.presence_penalty, params.frequency_penalty)
+    return not (any(penalties) or params.logit_bias or params.min_tokens or request.constraint is not None)
 
 
 def _of_request(request: Request) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

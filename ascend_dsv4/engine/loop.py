@@ -11,7 +11,7 @@ from typing import Literal
 
 from ascend_dsv4.engine.engine import Engine, Output
 from ascend_dsv4.engine.request import FinishReason, Request
-from ascend_dsv4.errors import CapacityError
+from ascend_dsv4.errors import CapacityError, RequestError
 
 LOGGER = logging.getLogger("ascend_dsv4.engine")
 MAX_FAILED_STEPS = 3
@@ -61,12 +61,17 @@ class EngineLoop:
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests that `Engine.make_request` made: all or none. From any thread.
 
-        Raises CapacityError if the queue is full or the loop has stopped.
+        Raises CapacityError if the queue is full or the loop has stopped, RequestError if the requests can never fit together.
         """
         with self._wake:
             if not self.is_running:
                 raise CapacityError("the engine has stopped, so no request can be taken. Restart the server; its log says why.")
             limit = self.engine.engine.max_num_waiting
+            if limit is not None and len(requests) > limit + self.engine.engine.max_num_seqs:
+                raise RequestError(
+                    f"{len(requests)} completions in one request: expected at most {limit + self.engine.engine.max_num_seqs}, "
+                    "which is all that can run and wait here at once. Send several requests."
+                )
             seats = self.engine.engine.max_num_seqs - len(self.engine.scheduler.running)
             if limit is not None and self.num_waiting + len(requests) > limit + seats:
                 raise CapacityError(

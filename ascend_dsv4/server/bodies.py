@@ -6,9 +6,20 @@ A field that is neither here nor in `IGNORED` of its body is an error: a misspel
 
 from __future__ import annotations
 
+import difflib
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from ascend_dsv4.engine.sampling_params import (
     MAX_LOGIT_BIAS,
@@ -28,8 +39,18 @@ TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 # fail_fast where lists may be long: a million complaints take many seconds to make, and three are shown.
 TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 Texts = Annotated[list[str], Field(min_length=1, fail_fast=True)]
+
+
+def _few_enough(biases: Any) -> Any:
+    """Before each entry is looked at, for the same reason."""
+    if isinstance(biases, dict) and len(biases) > MAX_LOGIT_BIAS:
+        raise ValueError(f"{len(biases)} entries, expected at most {MAX_LOGIT_BIAS}")
+    return biases
+
+
 LogitBias = Annotated[
     dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    BeforeValidator(_few_enough),
     Field(max_length=MAX_LOGIT_BIAS, description="Token id → what is added to its logit."),
 ]
 JsonObject = dict[str, Any]
@@ -76,7 +97,18 @@ class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
     IGNORED: ClassVar[tuple[str, ...]] = ()
-    """Fields that real clients send and that change nothing here."""
+    """Fields that real clients send and that have no effect here."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_fields(cls, content: Any) -> Any:
+        """The first field that does not exist, with a suggestion, instead of a complaint about each."""
+        for name in content if isinstance(content, dict) else ():
+            if name not in cls.model_fields and name not in cls.IGNORED:
+                close = difflib.get_close_matches(name[:100], cls.model_fields, 1)
+                hint = f"Did you mean {close[0]}?" if close else "Leave it out; /docs lists the fields."
+                raise PydanticCustomError("unknown_field", "unknown field", {"field": name[:100], "hint": hint})
+        return content
 
 
 class Sampling(Body):
@@ -190,7 +222,7 @@ class ResponsesBody(Sampling):
     top_p: TopP | None = None
     seed: Seed | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None = None
-    include: list[str] | None = None
+    include: Annotated[list[str], Field(max_length=64, fail_fast=True)] | None = None
     reasoning: Reasoning | None = None
     text: JsonObject | None = None
     tools: JsonObjects | None = None

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -16,9 +16,10 @@ from fastapi.responses import JSONResponse, Response
 from ascend_dsv4.engine.engine import Output
 from ascend_dsv4.engine.request import Logprobs
 from ascend_dsv4.engine.sampling_params import SamplingParams
+from ascend_dsv4.errors import AscendDsv4Error
 from ascend_dsv4.server.bodies import CompletionBody
 from ascend_dsv4.server.dialog import Event, JsonObject
-from ascend_dsv4.server.errors import HttpError
+from ascend_dsv4.server.errors import HttpError, as_http_error
 from ascend_dsv4.server.logs import log_prompt
 from ascend_dsv4.server.sampling import sampling_params
 from ascend_dsv4.server.service import Generation, Prompt, Service
@@ -26,7 +27,6 @@ from ascend_dsv4.server.transport import (
     KEEP_ALIVE,
     EventStream,
     encode_event,
-    first_of,
     parse_body,
     read_body,
     until_disconnect,
@@ -54,14 +54,14 @@ class Completions:
         request.state.log = {"prompt_tokens": sum(len(prompt.token_ids) for prompt in prompts), "stream": is_stream}
         run = _Run(self._service, body, prompts)
         if is_stream:
-            return EventStream(await first_of(run.stream()))
+            return await EventStream.opened(run.stream())
         return JSONResponse(await until_disconnect(request, run.whole()))
 
     def _open(self, data: bytes) -> tuple[CompletionBody, list[Prompt]]:
         body, _ = parse_body(data, CompletionBody)
         self._service.check_model(body.model)
         if body.stream_options is not None and not body.stream:
-            raise HttpError(400, "stream_options: only a stream has them. Set stream, or leave them out.", param="stream")
+            raise HttpError(400, "stream_options: only a stream has any. Set stream or leave it out.", param="stream_options")
         stop = (body.stop,) if isinstance(body.stop, str) else tuple(body.stop or ())
         if stop:
             self._service.text_tokenizer()
@@ -99,6 +99,9 @@ class Completions:
             raise HttpError(
                 400, f"prompt: got {len(prompts)} prompts, expected at most {MAX_PROMPTS}. Send more requests.", param="prompt"
             )
+        for one in prompts:
+            if isinstance(one, str):
+                self._service.check_length(one)
         return [self._service.text_tokenizer().encode(one) if isinstance(one, str) else one for one in prompts]
 
 
@@ -174,7 +177,7 @@ class _Run:
                     parts[piece["index"]].append(piece)
         return {**self._head(), "choices": [_joined(parts[choice.index]) for choice in self._choices], "usage": self._usage()}
 
-    async def stream(self) -> AsyncIterator[bytes]:
+    async def stream(self) -> AsyncGenerator[bytes, None]:
         """The response as server-sent events."""
         has_started = False
         try:
@@ -188,10 +191,10 @@ class _Run:
                     has_started = True
             if self._body.stream_options is not None and self._body.stream_options.include_usage:
                 yield encode_event(Event(None, {**self._head(), "choices": [], "usage": self._usage()}))
-        except HttpError as error:
+        except AscendDsv4Error as error:
             if not has_started:
                 raise
-            yield encode_event(Event(None, error.body("", "")))
+            yield encode_event(Event(None, as_http_error(error, self._service.server.retry_after_s).body("", "")))
         yield b"data: [DONE]\n\n"
 
     async def _pieces(self) -> AsyncGenerator[JsonObject | None, None]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, Container
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +17,10 @@ from fastapi.responses import JSONResponse, Response
 
 from ascend_dsv4.engine.engine import Output
 from ascend_dsv4.engine.sampling_params import SamplingParams
+from ascend_dsv4.errors import AscendDsv4Error
 from ascend_dsv4.server.bodies import Body, ChatBody, CountTokensBody, MessagesBody, ResponsesBody, Sampling
 from ascend_dsv4.server.dialog import CHAT, MESSAGES, RESPONSES, Dialog, Event, JsonObject, Protocol, Reply
-from ascend_dsv4.server.errors import HttpError
+from ascend_dsv4.server.errors import HttpError, as_http_error
 from ascend_dsv4.server.logs import log_prompt
 from ascend_dsv4.server.sampling import sampling_params
 from ascend_dsv4.server.service import Generation, Prompt, Service
@@ -27,7 +28,6 @@ from ascend_dsv4.server.transport import (
     KEEP_ALIVE,
     EventStream,
     encode_event,
-    first_of,
     parse_body,
     read_body,
     until_disconnect,
@@ -45,6 +45,8 @@ class _Turn:
     is_stream: bool
     with_usage: bool
     """Whether a Chat Completions stream ends with a chunk of token counts."""
+    created: int
+    """In seconds since 1970."""
 
 
 class Conversations:
@@ -70,6 +72,7 @@ class Conversations:
     def _count(self, data: bytes) -> Dialog:
         body, content = parse_body(data, CountTokensBody)
         self._service.check_model(body.model)
+        self._service.check_length(content["messages"])
         return self._service.dialog_format().open(MESSAGES, content)
 
     async def _answer(self, request: Request, protocol: Protocol, kind: type[B]) -> Response:
@@ -79,7 +82,7 @@ class Conversations:
         request.state.log = {"prompt_tokens": len(turn.dialog.prompt_ids), "stream": turn.is_stream}
         reply_id = f"{protocol.id_prefix}{secrets.token_hex(16)}"
         if turn.is_stream:
-            return EventStream(await first_of(self._stream(turn, reply_id)))
+            return await EventStream.opened(self._stream(turn, reply_id))
         return JSONResponse(await until_disconnect(request, self._whole(turn, reply_id)))
 
     def _open(self, protocol: Protocol, data: bytes, kind: type[B]) -> _Turn:
@@ -87,6 +90,7 @@ class Conversations:
         body, content = parse_body(data, kind)
         service = self._service
         service.check_model(body.model)  # type: ignore[attr-defined]
+        service.check_length(content.get("messages", content.get("input")))
         with_usage = False
         if isinstance(body, ChatBody):
             content = plain_chat(body, content)
@@ -101,10 +105,13 @@ class Conversations:
             logprobs=(options.top_logprobs or 0) if options.logprobs else None,
             default_top_p=options.top_p,
         )
-        constraint = partial(service.structured.constraint, dialog.turn, enforce_tools=dialog.is_strict)
-        constraint()  # a schema that cannot be enforced is the client's mistake, to be told before anything runs
-        prompt = Prompt(dialog.prompt_ids, params, constraint)
-        return _Turn(dialog, prompt, bool(dialog.request.stream), with_usage)
+        constraint = None
+        if _has_grammar(dialog):
+            constraint = partial(service.structured.constraint, dialog.turn, enforce_tools=dialog.is_strict)
+        _check_combination(body, dialog)
+        return _Turn(
+            dialog, Prompt(dialog.prompt_ids, params, constraint), bool(dialog.request.stream), with_usage, int(time.time())
+        )
 
     def _max_tokens(self, dialog: Dialog, asked: int | None) -> int:
         """Tokens to generate at most: as asked, else as the server says, else as the model's publisher does."""
@@ -127,7 +134,7 @@ class Conversations:
         bodies = [replies[index].response() for index in sorted(replies)]
         return _merged_chat(bodies) if turn.dialog.protocol is CHAT else bodies[0]
 
-    async def _stream(self, turn: _Turn, reply_id: str) -> AsyncIterator[bytes]:
+    async def _stream(self, turn: _Turn, reply_id: str) -> AsyncGenerator[bytes, None]:
         protocol = turn.dialog.protocol
         usages: list[JsonObject] = []
         num_events = 0
@@ -141,37 +148,58 @@ class Conversations:
                         yield encode_event(_choice(event, index, usages) if protocol is CHAT else event)
             if protocol is CHAT and turn.with_usage:
                 yield encode_event(_usage_chunk(turn, reply_id, self._service.model_name, usages))
-        except HttpError as error:
+        except AscendDsv4Error as error:
             if num_events == 0:
                 raise
-            yield _error_event(protocol, error, num_events)
+            yield _error_event(protocol, as_http_error(error, self._service.server.retry_after_s), num_events)
         if protocol is CHAT:
             yield b"data: [DONE]\n\n"
 
+    def _silent_ids(self, output: Output) -> frozenset[int]:
+        """Ids that end replies, those of the model too if they are to be passed over."""
+        return output.request.end_ids | frozenset(self._service.config.eos_token_id)
+
     async def _replies(self, turn: _Turn, reply_id: str) -> AsyncGenerator[tuple[int, Reply, list[Event] | None], None]:
         """Choice, its reader, and its new events; None for events when nothing has happened for a while."""
-        created = int(time.time())
         async with self._service.generate([turn.prompt]) as generation:
-            replies = [turn.dialog.reply(reply_id, created) for _ in generation.requests]
+            replies = [turn.dialog.reply(reply_id, turn.created) for _ in generation.requests]
             for index, reply in enumerate(replies):
                 yield index, reply, reply.begin()
             async for output in generation.outputs(self._service.server.keep_alive_s):
                 if output is None:
                     yield 0, replies[0], None
                     continue
-                index = generation.requests.index(output.request)
-                yield index, replies[index], _advance(replies[index], output, turn.prompt.params, generation)
+                index, silent = generation.requests.index(output.request), self._silent_ids(output)
+                yield index, replies[index], _advance(replies[index], output, turn.prompt.params, silent, generation)
 
 
-def _advance(reply: Reply, output: Output, params: SamplingParams, generation: Generation) -> list[Event]:
-    """Hand new tokens to a reply; returns its events. A stop text ends the request."""
-    request, token_ids, logprobs = output.request, output.token_ids, output.logprobs
-    num_silent = sum(token_id in request.end_ids for token_id in token_ids)  # the last one, if any
-    spoken = len(token_ids) - num_silent
-    events = reply.push(token_ids[:spoken], logprobs[:spoken], params.logprobs or 0)
-    events += reply.count_silent(num_silent)
+def _has_grammar(dialog: Dialog) -> bool:
+    """Whether the reply is held to a form."""
+    wanted = dialog.turn.inference_options.output_constraint
+    return wanted is not None and (wanted.kind != "tool_call" or dialog.is_strict)
+
+
+def _check_combination(body: Sampling, dialog: Dialog) -> None:
+    """Refuse what would be lost: the package, which looks for stop texts, and grammars know nothing of such limits."""
+    if body.ignore_eos and _has_grammar(dialog):
+        raise HttpError(400, "ignore_eos: a reply ends where its grammar does. Leave one of them out.", param="ignore_eos")
+    if body.min_tokens and (_has_grammar(dialog) or dialog.turn.parsing_options.stop_sequences):
+        raise HttpError(
+            400, "min_tokens: got it with stop texts, forced calls or response_format, which end a reply when they say. Leave "
+            "one of them out.", param="min_tokens",
+        )  # fmt: skip
+
+
+def _advance(
+    reply: Reply, output: Output, params: SamplingParams, silent_ids: Container[int], generation: Generation
+) -> list[Event]:
+    """Hand new tokens to a reply; returns its events. A stop text ends the request. `silent_ids` are no text."""
+    spoken = [i for i, token_id in enumerate(output.token_ids) if token_id not in silent_ids]
+    logprobs = [output.logprobs[i] for i in spoken] if output.logprobs else []
+    events = reply.push([output.token_ids[i] for i in spoken], logprobs, params.logprobs or 0)
+    events += reply.count_silent(len(output.token_ids) - len(spoken))
     if reply.is_finished:
-        generation.stop(request)
+        generation.stop(output.request)
         return events + reply.finish("stop")
     if output.finish_reason is not None:
         events += reply.finish("length" if output.finish_reason == "length" else "stop")
@@ -192,7 +220,7 @@ def plain_chat(body: ChatBody, content: JsonObject) -> JsonObject:
         content["max_tokens"] = body.max_completion_tokens
         content.pop("max_completion_tokens", None)
     if body.stream_options is not None and not body.stream:
-        raise HttpError(400, "stream_options: only a stream has them. Set stream, or leave them out.", param="stream")
+        raise HttpError(400, "stream_options: only a stream has them. Set stream, or leave them out.", param="stream_options")
     messages = [{**message, "role": "system"} if message["role"] == "developer" else message for message in content["messages"]]
     return {**content, "messages": messages}
 
@@ -208,7 +236,7 @@ def _choice(event: Event, index: int, usages: list[JsonObject]) -> Event:
 
 
 def _usage_chunk(turn: _Turn, reply_id: str, model: str, usages: list[JsonObject]) -> Event:
-    data = {"id": reply_id, "object": "chat.completion.chunk", "created": int(time.time()), "model": model, "choices": []}
+    data = {"id": reply_id, "object": "chat.completion.chunk", "created": turn.created, "model": model, "choices": []}
     return Event(None, {**data, "usage": _sum_usage(usages)})
 
 

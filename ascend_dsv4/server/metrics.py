@@ -68,6 +68,7 @@ class _EngineCollector(Collector):
             "engine_steps": ("Steps of the engine.", stats.num_steps),
             "prompt_tokens": ("Prompt tokens processed; a recomputation does not count again.", stats.num_prompt_tokens),
             "generation_tokens": ("Tokens generated.", stats.num_output_tokens),
+            "dropped_tokens": ("Tokens of preempted requests, to be computed again.", stats.num_dropped_tokens),
             "preemptions": ("Requests that gave up their blocks to older ones.", stats.num_preemptions),
         }
         for name, (text, value) in totals.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Final
 
@@ -38,16 +39,23 @@ class PlainRoutes:
         self._service = service
 
     async def models(self) -> JSONResponse:
-        return JSONResponse({"object": "list", "data": [self._model()]})
+        name = self._service.model_name
+        return JSONResponse(
+            {"object": "list", "data": [self._model()], "has_more": False, "first_id": name, "last_id": name}
+        )
 
     async def model(self, model: str) -> JSONResponse:
         self._service.check_model(model)
         return JSONResponse(self._model())
 
     def _model(self) -> JsonObject:
-        created, limit = int(self._service.started_at), self._service.max_model_len
-        owner = {"object": "model", "created": created, "owned_by": "ascend-dsv4"}
-        return {"id": self._service.model_name, **owner, "max_model_len": limit}
+        """In the words of both protocols that list models."""
+        name, limit = self._service.model_name, self._service.max_model_len
+        created = int(self._service.started_at)
+        openai = {"object": "model", "created": created, "owned_by": "ascend-dsv4", "max_model_len": limit}
+        day = datetime.fromtimestamp(created, timezone.utc).isoformat()
+        anthropic = {"type": "model", "display_name": name, "created_at": day, "lifecycle": "active"}
+        return {"id": name, **openai, **anthropic, "max_input_tokens": limit, "max_tokens": limit}
 
     async def tokenize(self, request: Request) -> JSONResponse:
         data = await read_body(request, self._service.server.max_body_bytes)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from ascend_dsv4.server.transport import READ_SECONDS
 LOGGER = logging.getLogger("ascend_dsv4.server")
 KEEP_ALIVE_SECONDS: Final = 60
 """Idle connections stay open longer than clients usually keep them, or one would be used just as it closes."""
-_AFTER_DRAIN_SECONDS: Final = 10
-"""For clients to read how their requests ended."""
+_AFTER_DRAIN_SECONDS: Final = 5
+"""For clients to read how their requests ended, and as long again for the server to end itself."""
 
 
 class Connection(H11Protocol):
@@ -88,7 +89,7 @@ class Connection(H11Protocol):
 
 class HttpServer(uvicorn.Server):
     """uvicorn with our way to stop: the first SIGTERM or SIGINT drains and ends with exit code 0, a second SIGINT does not
-    wait. Requests that outlast the time for draining end with an error."""
+    wait and leaves 130. Requests that outlast the time for draining end with an error."""
 
     def __init__(self, service: Service) -> None:
         server = service.server
@@ -99,9 +100,9 @@ class HttpServer(uvicorn.Server):
                 ws="none",
                 log_config=None,
                 server_header=False,
-                limit_concurrency=server.max_num_connections + 1,  # uvicorn counts the connection that asks, too
+                limit_concurrency=server.max_num_connections,  # for `Connection`, which counts otherwise than uvicorn
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=round(server.drain_timeout_s) + _AFTER_DRAIN_SECONDS,
+                timeout_graceful_shutdown=round(server.drain_timeout_s) + 2 * _AFTER_DRAIN_SECONDS,
             )
         )
         self._service = service
@@ -115,7 +116,8 @@ class HttpServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         # uvicorn would raise the signal again after a clean end, and the exit code would say "killed".
         if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
+            LOGGER.warning("interrupted again: requests under way are dropped")
+            os._exit(128 + sig)  # anything else would wait for threads that compute
         self.should_exit = True
         self._service.is_draining = True
 
@@ -134,3 +136,6 @@ class HttpServer(uvicorn.Server):
         await asyncio.sleep(self._service.server.drain_timeout_s)
         LOGGER.warning("the time for draining is over", extra={"fields": {"running": self._service.num_unfinished}})
         await self._service.close()
+        await asyncio.sleep(_AFTER_DRAIN_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()

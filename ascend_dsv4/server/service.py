@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.config.server_config import ServerConfig
@@ -16,7 +18,7 @@ from ascend_dsv4.engine.engine import Engine, Output
 from ascend_dsv4.engine.loop import EngineLoop
 from ascend_dsv4.engine.request import Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
-from ascend_dsv4.errors import CapacityError, UnsupportedError
+from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.server.dialog import DialogFormat
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.server.metrics import Metrics
@@ -30,8 +32,8 @@ class Prompt:
 
     token_ids: Sequence[int]
     params: SamplingParams
-    constraint: Callable[[], TokenConstraint | None] = lambda: None
-    """Makes the grammar of one completion."""
+    constraint: Callable[[], TokenConstraint | None] | None = None
+    """Makes the grammar of one completion; may take seconds."""
 
 
 class Generation:
@@ -80,6 +82,14 @@ class Generation:
             self._service.loop.abort(still_open)
 
 
+def _num_chars(text: object) -> int:
+    if isinstance(text, str):
+        return len(text)
+    if isinstance(text, Mapping):
+        return sum(map(_num_chars, text.values()))
+    return sum(map(_num_chars, text)) if isinstance(text, list) else 0
+
+
 def _raise_if_failed(output: Output) -> None:
     reason = output.request.error or "the request was given up"
     if output.finish_reason == "timeout":
@@ -107,6 +117,7 @@ class Service:
         self.no_dialogs = "this checkpoint has no tokenizer.json. Send token ids to /v1/completions."
         self._structured: StructuredOutput | None = None
         self._generations: dict[Request, Generation] = {}
+        self._grammar_workers = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._event_loop: asyncio.AbstractEventLoop | None = None
         if tokenizer is not None:
             self._open_dialogs(tokenizer)
@@ -131,6 +142,17 @@ class Service:
     def max_model_len(self) -> int:
         """Tokens of the longest sequence, prompt and output."""
         return self.engine.runner.plan.max_model_len
+
+    def check_length(self, text: object) -> None:
+        """Refuse text that cannot fit, whatever its tokens are, before time is spent on them. Raises HttpError.
+
+        text   a string, or lists and objects with strings
+        """
+        if self.tokenizer is not None and (length := _num_chars(text)) > self.max_model_len * self.tokenizer.longest_token:
+            raise HttpError(
+                400, f"the prompt has {length} characters, which are more than {self.max_model_len} tokens (max_model_len), "
+                f"because no token has more than {self.tokenizer.longest_token}. Shorten it.", code="context_length_exceeded",
+            )  # fmt: skip
 
     @property
     def structured(self) -> StructuredOutput:
@@ -180,13 +202,10 @@ class Service:
         nothing runs.
         """
         deadline = None if self.server.request_timeout_s is None else self.engine.clock() + self.server.request_timeout_s
-        requests = [
-            self.engine.make_request(
-                prompt.token_ids, prompt.params, sample_index=i, deadline=deadline, constraint=prompt.constraint()
-            )
-            for prompt in prompts
-            for i in range(prompt.params.n)
-        ]
+        # Grammars have workers of their own: some take long to compile, and plain prompts must not wait for those.
+        workers = self._grammar_workers if any(prompt.constraint is not None for prompt in prompts) else None
+        make = partial(self._make_requests, prompts, deadline)
+        requests = await asyncio.get_running_loop().run_in_executor(workers, make)
         generation = Generation(requests, self)
         self._generations.update(dict.fromkeys(requests, generation))
         try:
@@ -199,20 +218,36 @@ class Service:
             for request in requests:
                 del self._generations[request]
 
+    def _make_requests(self, prompts: Sequence[Prompt], deadline: float | None) -> list[Request]:
+        return [
+            self.engine.make_request(
+                prompt.token_ids,
+                prompt.params,
+                sample_index=i,
+                deadline=deadline,
+                constraint=None if prompt.constraint is None else prompt.constraint(),
+            )
+            for prompt in prompts
+            for i in range(prompt.params.n)
+        ]
+
     def _submit(self, requests: Sequence[Request]) -> None:
         if not self.loop.is_running:
+            if self.is_draining:
+                raise HttpError(503, "the server is shutting down. Try again later.", code="shutting_down", retry_after=1)
             raise HttpError(503, "the engine has stopped; the server's log says why. Restart it.", code="engine_error")
         self.metrics.submitted(requests, time.perf_counter())
         try:
             self.loop.submit(requests)
-        except CapacityError:
+        except (CapacityError, RequestError):
             self.metrics.refused(requests)
             raise
 
     def _deliver(self, outputs: list[Output]) -> None:
         """On the engine's thread: hand outputs to the event loop. Never waits for a client."""
         assert self._event_loop is not None
-        self._event_loop.call_soon_threadsafe(self._dispatch, outputs, time.perf_counter())
+        with suppress(RuntimeError):  # the event loop is closed: the process ends without waiting for anybody
+            self._event_loop.call_soon_threadsafe(self._dispatch, outputs, time.perf_counter())
 
     def _dispatch(self, outputs: list[Output], produced_at: float) -> None:
         for output in outputs:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import multiprocessing
 import os
 import re
 import resource
-import signal
 import subprocess
 import sys
 import threading
@@ -51,6 +51,9 @@ MAX_SCHEMA_CHARS: Final = 512 << 10
 MAX_GRAMMAR_BYTES: Final = 64 << 20
 """Of one compiled grammar. 100 000 literal characters need 20 MB, ordinary schemas less than 5 MB."""
 CACHE_BYTES: Final = 256 << 20
+_ENTRY_BYTES: Final = 1000  # of the cache's own, per entry
+REFUSAL_SECONDS: Final = 300.0
+"""For which a refusal is remembered. It may have taken long to find out, but may also be due to a busy machine."""
 COMPILE_SECONDS: Final = 10.0
 """Ordinary schemas take less than 1 s; what takes longer than this rarely ends."""
 COMPILE_MEMORY_BYTES: Final = 2 << 30
@@ -86,7 +89,7 @@ class _Job(NamedTuple):
 
 
 class _Refusal(NamedTuple):
-    """Why a job cannot be compiled."""
+    """Why a job cannot be compiled, as a clause."""
 
     reason: str
 
@@ -266,29 +269,49 @@ class GrammarConstraint:
             LOGGER.warning("a reply ends before its grammar does: %s", reason)
 
 
+class _Cached(NamedTuple):
+    entry: xgrammar.CompiledGrammar | _Refusal
+    num_bytes: int
+    expires: float
+    """Of `time.monotonic()`."""
+
+
 class _GrammarCache:
     """Grammars and refusals by job; the least recently used go when they hold more than `max_bytes`."""
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._num_bytes = 0
-        self._entries: OrderedDict[_Job, tuple[xgrammar.CompiledGrammar | _Refusal, int]] = OrderedDict()
+        self._entries: OrderedDict[_Job, _Cached] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, job: _Job) -> xgrammar.CompiledGrammar | _Refusal | None:
         with self._lock:
-            if job not in self._entries:
+            cached = self._entries.get(job)
+            if cached is None or time.monotonic() > cached.expires:
                 return None
             self._entries.move_to_end(job)
-            return self._entries[job][0]
+            return cached.entry
 
     def put(self, job: _Job, entry: xgrammar.CompiledGrammar | _Refusal) -> None:
-        size = 4 * len(job.source) + (len(entry.reason) if isinstance(entry, _Refusal) else entry.memory_size_bytes)
+        if isinstance(entry, _Refusal):
+            new = _Cached(entry, len(entry.reason), time.monotonic() + REFUSAL_SECONDS)
+        else:
+            new = _Cached(entry, entry.memory_size_bytes, math.inf)
         with self._lock:
-            self._entries[job] = entry, size
-            self._num_bytes += size
+            self._drop(job)
+            self._entries[job] = new
+            self._num_bytes += self._size(job, new)
             while self._num_bytes > self._max_bytes:
-                self._num_bytes -= self._entries.popitem(last=False)[1][1]
+                self._drop(next(iter(self._entries)))
+
+    def _drop(self, job: _Job) -> None:
+        if (cached := self._entries.pop(job, None)) is not None:
+            self._num_bytes -= self._size(job, cached)
+
+    @staticmethod
+    def _size(job: _Job, cached: _Cached) -> int:
+        return cached.num_bytes + 4 * len(job.source) + _ENTRY_BYTES
 
 
 def _job(kind: str, source: str) -> _Job:
@@ -360,10 +383,14 @@ class _Compiler:
 
     def compile(self, job: _Job) -> xgrammar.CompiledGrammar | _Refusal:
         """Raises CapacityError if the process does not start."""
-        connection = self._connection or self._start()
-        self._wait_for_start(connection)
         try:
+            connection = self._ready()
             connection.send(job)
+        except OSError:  # somebody has killed it since its last job
+            self._end()
+            connection = self._ready()
+            connection.send(job)
+        try:
             if connection.poll(COMPILE_SECONDS):
                 answer = connection.recv()
                 if isinstance(answer, str):
@@ -383,6 +410,7 @@ class _Compiler:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C is for the server
             # xgrammar imports torch there; the device belongs to the server.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
         )
@@ -392,9 +420,11 @@ class _Compiler:
         self._is_ready = False
         return ours
 
-    def _wait_for_start(self, connection: Connection) -> None:
+    def _ready(self) -> Connection:
+        """The connection to the process once it waits for jobs."""
+        connection = self._connection or self._start()
         if self._is_ready:
-            return
+            return connection
         try:
             connection.send(self._setup)
             self._is_ready = connection.poll(START_SECONDS) and connection.recv() == _READY
@@ -406,6 +436,7 @@ class _Compiler:
                 f"response_format, tools: the process that compiles grammars did not start in {START_SECONDS:g} s, expected "
                 "a few: it may lack memory or processor time. See the server's log, and send the request again."
             )
+        return connection
 
     def _end(self) -> None:
         self._connection = None
@@ -428,7 +459,6 @@ def _token_table(library: Any, vocabulary: list[bytes], eos_token_ids: Sequence[
 
 def compile_jobs(descriptor: int) -> None:
     """The other process: answers jobs with a serialized grammar or a refusal until the server closes the connection."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server
     library = _import_xgrammar()
     with Connection(descriptor) as connection, suppress(EOFError):
         vocabulary, eos_token_ids, dsml_id = connection.recv()
@@ -461,14 +491,14 @@ def _plain(message: str) -> str:
 def _compile_and_try(
     library: Any, compiler: Any, job: _Job, vocab_size: int, eos_token_ids: Sequence[int], dsml_id: int | None
 ) -> str | _Refusal:
-    if job.kind == "json":
-        grammar = compiler.compile_json_schema(job.source, max_whitespace_cnt=MAX_WHITESPACE)
-    elif job.kind == "regex":
+    if job.kind == "regex":
         grammar = compiler.compile_regex(job.source)
     else:
-        assert dsml_id is not None
-        text = _calls_grammar(library, json.loads(job.source), dsml_id, with_text=job.kind == "text with calls")
-        grammar = compiler.compile_grammar(text)
+        if job.kind == "json":
+            draft = library.Grammar.from_json_schema(job.source, max_whitespace_cnt=MAX_WHITESPACE)
+        else:
+            draft = _calls_grammar(library, json.loads(job.source), with_text=job.kind == "text with calls")
+        grammar = compiler.compile_grammar(_corrected(str(draft), dsml_id))
     if grammar.memory_size_bytes > MAX_GRAMMAR_BYTES:
         return _Refusal(f"which becomes a grammar of {grammar.memory_size_bytes >> 20} MB, more than {MAX_GRAMMAR_BYTES >> 20}")
     refusal = _tried(library, grammar, vocab_size, eos_token_ids)
@@ -500,12 +530,8 @@ def _tried(library: Any, grammar: Any, vocab_size: int, eos_token_ids: Sequence[
     return None
 
 
-def _calls_grammar(library: Any, tools: list[dict[str, Any]], dsml_id: int, *, with_text: bool) -> str:
-    """EBNF of a block of tool calls: behind any text, or from its first call on.
-
-    The library spells `｜DSML｜` as text. Here it becomes its token. Then no value can hold it, and text need not be
-    searched for the closing tag any more: it may be any characters, of which it takes care to be whole.
-    """
+def _calls_grammar(library: Any, tools: list[dict[str, Any]], *, with_text: bool) -> Any:
+    """The library's grammar of a block of tool calls: behind any text, or from its first call on."""
     tag = library.get_model_structural_tag("deepseek_v4", tools=tools, reasoning="disabled", max_whitespace_cnt=MAX_WHITESPACE)
     block = tag.format.tags[0]
     formats = library.structural_tag
@@ -513,11 +539,28 @@ def _calls_grammar(library: Any, tools: list[dict[str, Any]], dsml_id: int, *, w
         form = formats.SequenceFormat(elements=[formats.AnyTextFormat(), formats.OptionalFormat(content=block)])
     else:
         form = formats.SequenceFormat(elements=[block.content, formats.ConstStringFormat(value=block.end)])
-    text = str(library.Grammar.from_structural_tag(formats.StructuralTag(format=form)))
-    spelled = r"\uff5cDSML\uff5c"
-    text = re.sub(
-        rf'TagDispatch\(\s*loop_after_dispatch=false,\s*excludes=\("</{re.escape(spelled)}parameter>"\)\s*\)',
-        lambda _: r"[\0-\U0010ffff]*",
-        text,
-    )
-    return text.replace(spelled, f'" Token({dsml_id}) "')
+    return library.Grammar.from_structural_tag(formats.StructuralTag(format=form))
+
+
+_SPELLED_DSML: Final = r"\uff5cDSML\uff5c"
+_TEXT_OF_PARAMETER: Final = re.compile(
+    rf'TagDispatch\(\s*loop_after_dispatch=false,\s*excludes=\("</{re.escape(_SPELLED_DSML)}parameter>"\)\s*\)'
+)
+_LITERAL_OR_CLASS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')
+_CHARACTERS: Final = r"[^\"\\\r\n]"
+
+
+def _corrected(ebnf: str, dsml_id: int | None) -> str:
+    """A grammar as the library prints it, with three things put right.
+
+    `｜DSML｜` is its token, not its spelling. Then no value can hold it, and a parameter's text, which the library ends
+    at the spelled closing tag, may be any characters. In JSON strings of limited length only U+000A and U+000D were kept
+    out, and the other control characters are no JSON either.
+    """
+
+    def correct(found: re.Match[str]) -> str:
+        if found[0] == _CHARACTERS:
+            return r"[^\0-\x1f\"\\]"
+        return found[0].replace(_SPELLED_DSML, f'" Token({dsml_id}) "') if found[0][0] == '"' else found[0]
+
+    return _LITERAL_OR_CLASS.sub(correct, _TEXT_OF_PARAMETER.sub(lambda _: r"[\0-\U0010ffff]*", ebnf))

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-import difflib
 import json
 import logging
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeVar
 
 from fastapi import Request
@@ -40,6 +39,7 @@ READ_SECONDS: Final = 20
 connections."""
 MIN_BYTES_PER_SECOND: Final = 1 << 14
 
+_CANCEL_AGAIN_SECONDS: Final = 0.01
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS: Final = frozenset(["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"])
 B = TypeVar("B", bound=Body)
@@ -71,7 +71,9 @@ class Gate:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                # Two names: of the OpenAI protocols, and of the Messages protocol.
+                names = (b"x-request-id", b"request-id")
+                message["headers"] = [*message["headers"], *((name, request_id.encode()) for name in names)]
             await send(message)
 
         with request_scope(request_id):
@@ -129,8 +131,8 @@ class KeyCheck:
         if path in PUBLIC_PATHS or path.startswith(PUBLIC_FOLDERS):
             return True
         scheme, _, bearer = headers.get("authorization", "").partition(" ")
-        presented = bearer.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        return self._keys.matches(presented)
+        presented = [headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        return any(self._keys.matches(key) for key in presented)
 
 
 def _headers(scope: Scope) -> dict[str, str]:
@@ -185,12 +187,6 @@ def parse_body(data: bytes, kind: type[B]) -> tuple[B, dict[str, Any]]:
     if not isinstance(content, dict):
         raise HttpError(400, f"the body is {show(content)}, expected a JSON object. See /docs.", code="invalid_json")
     content = {name: value for name, value in content.items() if name not in kind.IGNORED}
-    known = kind.model_fields
-    for name in content:
-        if name not in known:
-            close = difflib.get_close_matches(name[:100], known, 1)
-            hint = f"Did you mean {close[0]}?" if close else "Leave it out; /docs lists the fields."
-            raise HttpError(400, f"{name[:100]}: unknown field. {hint}", param=name[:100], code="unknown_field")
     try:
         return kind.model_validate(content), content
     except ValidationError as error:
@@ -198,7 +194,10 @@ def parse_body(data: bytes, kind: type[B]) -> tuple[B, dict[str, Any]]:
 
 
 def _raise_invalid(error: ValidationError) -> NoReturn:
-    found = error.errors(include_url=False, include_context=False)
+    found = error.errors(include_url=False)
+    if found[0]["type"] == "unknown_field":
+        name = ".".join([*(str(part) for part in found[0]["loc"]), found[0]["ctx"]["field"]])
+        raise HttpError(400, f"{name[:200]}: unknown field. {found[0]['ctx']['hint']}", param=name[:100], code="unknown_field")
     lines = []
     for problem in found[:3]:
         where = ".".join(str(part) for part in problem["loc"])
@@ -254,10 +253,12 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return task.result()
         raise ClientGone
     finally:
-        for pending in (task, watcher):
-            pending.cancel()
-            with suppress(asyncio.CancelledError, HttpError):
-                await pending
+        pending: set[asyncio.Future[Any]] = {task, watcher}
+        while pending:  # Python before 3.12 loses a cancellation that meets a result in `asyncio.wait_for`
+            for one in pending:
+                one.cancel()
+            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
+        await asyncio.gather(task, watcher, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:
@@ -272,26 +273,24 @@ def encode_event(event: Event) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. The source is closed as soon as the client goes away."""
+    """Server-sent events: `first`, and what `source` has left, which is closed as soon as the client goes away."""
 
-    def __init__(self, source: AsyncIterator[bytes]) -> None:
+    def __init__(self, first: bytes, source: AsyncGenerator[bytes, None]) -> None:
+        self._source = source
         # Proxies that collect a response before they pass it on would turn a stream into a long silence.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(source, media_type="text/event-stream", headers=headers)
+        super().__init__(self._pieces(first), media_type="text/event-stream", headers=headers)
+
+    @classmethod
+    async def opened(cls, source: AsyncGenerator[bytes, None]) -> EventStream:
+        """The response once its first piece is there, so that an error before it still gets a status code of its own."""
+        return cls(await anext(source), source)
+
+    async def _pieces(self, first: bytes) -> AsyncIterator[bytes]:
+        yield first
+        async for piece in self._source:
+            yield piece
 
     async def stream_response(self, send: Send) -> None:
-        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+        async with aclosing(self._source):
             await super().stream_response(send)
-
-
-async def first_of(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same source once its first piece is there, so that an error before it still gets a status code of its own."""
-    first = await anext(source)
-
-    async def whole() -> AsyncIterator[bytes]:
-        async with aclosing(source):  # type: ignore[type-var]
-            yield first
-            async for piece in source:
-                yield piece
-
-    return whole()

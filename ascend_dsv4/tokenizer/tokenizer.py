@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ class Tokenizer:
         """
         checked = [self._checked(token_id) for token_id in ids]
         return self._backend.decode(checked, skip_special_tokens=skip_special_tokens)
+
+    @cached_property
+    def longest_token(self) -> int:
+        """Bytes of the longest token: none stands for more characters."""
+        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def token_id(self, token: str) -> int | None:
         """Id of a token as spelled in the vocabulary, None if there is none."""

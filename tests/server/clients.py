@@ -45,6 +45,14 @@ WEATHER: Any = {"type": "function", "function": {"name": "weather", "description
 TIME: Any = {"type": "function", "function": {"name": "time", "parameters": {"type": "object", "properties": {}}}}
 CALL_TOKENS = 140
 """Enough for a call of one of these under `Offline.one_call`: the demo spells the markup in many tokens."""
+
+
+class City(BaseModel):
+    """What a tool is called with."""
+
+    city: Literal["Rome", "Oslo"]
+
+
 MULTI_BYTE = "Größe 海边 🐳🇨🇳 — ½ naïve café, Ελλάδα; 昇腾"
 
 
@@ -53,6 +61,10 @@ class Point(BaseModel):
 
     name: Literal["海边 🐳", "½"]
     x: int = Field(ge=0, le=9)
+
+
+_PLAIN: dict[str, Any] = {"timeout": 60, "verify": False}
+"""The server speaks no TLS, and reading the machine's certificates takes longer than most requests."""
 
 
 class OpenAIError(BaseModel):
@@ -261,25 +273,28 @@ class Traffic:
     def last(self) -> Exchange:
         return self.exchanges[-1]
 
+    def http_client(self) -> httpx.Client:
+        """For libraries that make their own client of the SDK, or none."""
+        return self._clients.enter_context(httpx.Client(event_hooks={"response": [self._keep]}, **_PLAIN))
+
     def openai(self, url: str, api_key: str = API_KEY, **options: Any) -> OpenAI:
-        http_client = httpx.Client(event_hooks={"response": [self._keep]}, timeout=60)
-        client = OpenAI(base_url=f"{url}/v1", api_key=api_key, http_client=http_client, **{"max_retries": 0, **options})
-        return self._clients.enter_context(client)
+        options = {"max_retries": 0, **options}
+        return OpenAI(base_url=f"{url}/v1", api_key=api_key, http_client=self.http_client(), **options)
 
     def anthropic(self, url: str, api_key: str = API_KEY, **options: Any) -> Anthropic:
-        http_client = httpx2.Client(event_hooks={"response": [self._keep]}, timeout=60)
+        http_client = httpx2.Client(event_hooks={"response": [self._keep]}, **_PLAIN)
         client = Anthropic(base_url=url, api_key=api_key, http_client=http_client, **{"max_retries": 0, **options})
         return self._clients.enter_context(client)
 
     @asynccontextmanager
     async def async_openai(self, url: str) -> AsyncIterator[AsyncOpenAI]:
-        http_client = httpx.AsyncClient(event_hooks={"response": [self._keep_async]}, timeout=60)
+        http_client = httpx.AsyncClient(event_hooks={"response": [self._keep_async]}, **_PLAIN)
         async with AsyncOpenAI(base_url=f"{url}/v1", api_key=API_KEY, http_client=http_client, max_retries=0) as client:
             yield client
 
     @asynccontextmanager
     async def async_anthropic(self, url: str) -> AsyncIterator[AsyncAnthropic]:
-        http_client = httpx2.AsyncClient(event_hooks={"response": [self._keep_async]}, timeout=60)
+        http_client = httpx2.AsyncClient(event_hooks={"response": [self._keep_async]}, **_PLAIN)
         async with AsyncExitStack() as stack:
             client = AsyncAnthropic(base_url=url, api_key=API_KEY, http_client=http_client, max_retries=0)
             yield await stack.enter_async_context(client)
@@ -312,6 +327,12 @@ class Reply:
     content: str
 
 
+@cache
+def offline_model(checkpoint: Path) -> Offline:
+    """Loaded once for all files of tests."""
+    return Offline(checkpoint)
+
+
 class Offline:
     """The same checkpoint without a server."""
 
@@ -319,6 +340,7 @@ class Offline:
         self.llm = LLM(checkpoint, weights="fp32", max_model_len=4096, progress=False)
         assert self.llm.tokenizer is not None
         self.tokenizer = self.llm.tokenizer
+        self._replies: dict[str, Reply] = {}
         self._format = ChatFormat(self.tokenizer, preview_rules=True)
 
     def without_blanks(self) -> dict[str, float]:
@@ -332,6 +354,12 @@ class Offline:
 
     def reply(self, messages: Sequence[Mapping[str, Any]], *, thinking: bool, **sampling: Any) -> Reply:
         """The greedy reply, unless `sampling` says otherwise."""
+        key = json.dumps([messages, thinking, sampling])
+        if key not in self._replies:
+            self._replies[key] = self._reply(messages, thinking, sampling)
+        return self._replies[key]
+
+    def _reply(self, messages: Sequence[Mapping[str, Any]], thinking: bool, sampling: dict[str, Any]) -> Reply:
         prompt = self._format.render_chat(messages, thinking=thinking)
         bias = {int(token): value for token, value in sampling.pop("logit_bias", {}).items()}
         params = SamplingParams(**{"temperature": 0.0, "logprobs": 3, "logit_bias": bias, **sampling})

@@ -15,7 +15,7 @@ import openai
 import pytest
 
 from ascend_dsv4 import SamplingParams
-from tests.server.clients import MODEL, Offline, Traffic
+from tests.server.clients import MODEL, Offline, Traffic, offline_model
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def client(traffic: Traffic, live: Any) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def offline(demo_checkpoint: Path) -> Offline:
-    return Offline(demo_checkpoint)
+    return offline_model(demo_checkpoint)
 
 
 @pytest.mark.parametrize("prompt", ["Once upon", [72, 104, 300]])
@@ -85,8 +85,8 @@ def status(url: str) -> dict[str, Any]:
     return content
 
 
-def stream_ids(url: str, requests: Sequence[dict[str, Any]], traffic: Traffic) -> list[list[int]]:
-    """The token ids of completions that all stream at the same time."""
+def stream_ids(url: str, requests: Sequence[dict[str, Any]], traffic: Traffic, *, at_once: bool = True) -> list[list[int]]:
+    """The token ids of streamed completions, all at the same time or one after another."""
 
     async def one(client: openai.AsyncOpenAI, request: dict[str, Any]) -> list[int]:
         stream = await client.completions.create(stream=True, extra_body={"return_token_ids": True}, **request)
@@ -94,7 +94,9 @@ def stream_ids(url: str, requests: Sequence[dict[str, Any]], traffic: Traffic) -
 
     async def every() -> list[list[int]]:
         async with traffic.async_openai(url) as client:
-            return await asyncio.gather(*(one(client, request) for request in requests))
+            if at_once:
+                return await asyncio.gather(*(one(client, request) for request in requests))
+            return [await one(client, request) for request in requests]
 
     return asyncio.run(every())
 
@@ -121,7 +123,7 @@ def different_requests() -> list[dict[str, Any]]:
 def ids_alone(different_requests: list[dict[str, Any]], live: Any) -> list[list[int]]:
     """What each request gives when nothing else runs."""
     with Traffic() as traffic:
-        return [ids for request in different_requests for ids in stream_ids(live.url, [request], traffic)]
+        return stream_ids(live.url, different_requests, traffic, at_once=False)
 
 
 def test_32_streams_at_once(

@@ -24,6 +24,7 @@ from tests.server.clients import (
     Offline,
     Point,
     Traffic,
+    offline_model,
 )
 
 NO_THINKING: Any = {"effort": "none"}
@@ -44,7 +45,7 @@ def client(traffic: Traffic, live: Any) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def offline(demo_checkpoint: Path) -> Offline:
-    return Offline(demo_checkpoint)
+    return offline_model(demo_checkpoint)
 
 
 def respond(client: openai.OpenAI, content: Any = "Hello", **options: Any) -> Response:
@@ -163,8 +164,7 @@ def test_several_turns(client: openai.OpenAI) -> None:
     assert second.usage.input_tokens > first.usage.input_tokens
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "name": "weather"}])
+@pytest.mark.parametrize(("tool_choice", "stream"), [("required", False), ({"type": "function", "name": "weather"}, True)])
 def test_forced_call_and_its_result(client: openai.OpenAI, offline: Offline, tool_choice: Any, stream: bool) -> None:
     """The random model would never call: the grammar makes it. Thinking, on by default, gives way."""
     tools = [FLAT_TIME, FLAT_WEATHER]
@@ -200,18 +200,6 @@ def test_json_schema(client: openai.OpenAI, offline: Offline) -> None:
     response = respond(client, text={"format": form}, max_output_tokens=40, extra_body=bias)
     assert response.status == "completed"
     assert json.loads(response.output_text) in ({"city": "Rome"}, {"city": "Oslo"})
-
-
-def test_apply_patch(client: openai.OpenAI, offline: Offline) -> None:
-    """The one custom tool that there is, whose input is plain text."""
-    tool: Any = {"type": "custom", "name": "apply_patch"}
-    events = respond_stream(
-        client, tools=[tool], tool_choice="required", max_output_tokens=90, extra_body={"logit_bias": offline.without_blanks()}
-    )
-    call = events[-1].response.output[0]
-    assert (call.type, call.name) == ("custom_tool_call", "apply_patch")
-    deltas = [event.delta for event in events if event.type == "response.custom_tool_call_input.delta"]
-    assert call.input and "".join(deltas) == call.input
 
 
 def test_stream_helper_of_the_sdk(client: openai.OpenAI) -> None:

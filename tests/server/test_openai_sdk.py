@@ -18,6 +18,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.server.clients import (
     CALL_TOKENS,
+    City,
     MODEL,
     MULTI_BYTE,
     QUESTION,
@@ -27,6 +28,7 @@ from tests.server.clients import (
     Offline,
     Point,
     Traffic,
+    offline_model,
 )
 
 
@@ -43,7 +45,7 @@ def client(traffic: Traffic, live: Any) -> openai.OpenAI:
 
 @pytest.fixture(scope="module")
 def offline(demo_checkpoint: Path) -> Offline:
-    return Offline(demo_checkpoint)
+    return offline_model(demo_checkpoint)
 
 
 def chat(client: openai.OpenAI, messages: Any = QUESTION, **options: Any) -> ChatCompletion:
@@ -327,8 +329,9 @@ def test_parse_helper_of_the_sdk(client: openai.OpenAI, offline: Offline) -> Non
 # Tools
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("tool_choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize(
+    ("tool_choice", "stream"), [("required", False), ({"type": "function", "function": {"name": "weather"}}, True)]
+)
 def test_forced_call_and_its_result(client: openai.OpenAI, offline: Offline, tool_choice: Any, stream: bool) -> None:
     """The random model would never call: the grammar makes it. Thinking, on by default, gives way."""
     tools = [TIME, WEATHER]
@@ -380,11 +383,11 @@ def test_tool_helper_of_the_sdk(client: openai.OpenAI, offline: Offline) -> None
     """A strict tool made from a pydantic type, its arguments parsed into it."""
     parsed = client.chat.completions.parse(
         model=MODEL, messages=QUESTION, max_tokens=CALL_TOKENS, temperature=0, tool_choice="required",
-        tools=[openai.pydantic_function_tool(Point, name="plot")], logit_bias=offline.one_call(),  # type: ignore[arg-type]
+        tools=[openai.pydantic_function_tool(City, name="weather")], logit_bias=offline.one_call(),  # type: ignore[arg-type]
         **switch(False),
     )  # fmt: skip
     calls = parsed.choices[0].message.tool_calls
-    assert calls and isinstance(calls[0].function.parsed_arguments, Point)
+    assert calls and isinstance(calls[0].function.parsed_arguments, City)
 
 
 # Errors
@@ -438,7 +441,7 @@ def narrow(start_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFa
     """A server that wants keys and serves one request at a time."""
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text("# for the tests\nfirst-key-of-two\nsecond-key-of-two # another\n")
-    limits = ("--max-num-seqs", "1", "--max-num-waiting", "0", "--max-model-len", "2048", "--retry-after-s", "3")
+    limits = ("--max-num-seqs", "1", "--max-num-waiting", "0", "--max-model-len", "2048", "--retry-after-s", "2")
     server = start_server("--api-keys-file", str(keys), *limits)
     yield server
     assert server.stop() == 0
@@ -459,7 +462,7 @@ def test_full_queue(narrow: Any, traffic: Traffic) -> None:
         next(iter(stream))
         with pytest.raises(openai.RateLimitError, match="at most 0 may wait") as caught:
             chat(client, max_tokens=1)
-        assert caught.value.response.headers["retry-after"] == "3"
+        assert caught.value.response.headers["retry-after"] == "2"
     # The stream was left: its place is free again after as long as the client is told to wait.
     patient = traffic.openai(narrow.url, "first-key-of-two", max_retries=1)
     assert chat(patient, max_tokens=1).usage is not None
