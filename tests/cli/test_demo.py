@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -210,3 +213,25 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds something else"):
         demo_model(tmp_path)
     assert (tmp_path / "config.json").read_text() == "precious"
+
+
+def test_it_serves_and_shows_a_request_that_works(filled_cache: Path) -> None:
+    command = [sys.executable, "-m", "ascend_dsv4", "demo", "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        shown = ""
+        while "max_tokens" not in shown:
+            line = process.stderr.readline()
+            assert line, shown
+            shown += line
+        words = shlex.split(shown[shown.index("curl ") :])
+        url, header, data = words[1], words[words.index("-H") + 1], words[words.index("-d") + 1]
+        request = urllib.request.Request(url, data.encode(), dict([header.split(": ")]))
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(request, timeout=60) as response:
+            answer = json.load(response)
+        assert answer["choices"][0]["message"]["content"], "an answer can be seen"
+        assert answer["usage"]["completion_tokens"] <= 32
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
