@@ -111,6 +111,7 @@ class StructuredOutput:
         self._cache = _GrammarCache(CACHE_BYTES)
         self._compile_lock = threading.Lock()
         self._compiler: _Compiler | None = None
+        self._has_compiled = False
 
     def constraint(self, request: recipe.ConversationRequest, *, enforce_tools: bool) -> GrammarConstraint | None:
         """What the reply to `request` may hold, as a new `TokenConstraint`; None if anything.
@@ -148,16 +149,18 @@ class StructuredOutput:
         """The job's grammar, from the cache or compiled now. Refusals are cached too: some take seconds to find out."""
         found = self._cache.get(job)
         if found is None:
-            if not self._compile_lock.acquire(timeout=COMPILE_SECONDS):
+            patience = COMPILE_SECONDS if self._has_compiled else START_SECONDS
+            if not self._compile_lock.acquire(timeout=patience):
                 raise CapacityError(
-                    f"{_where(job)}: other requests' grammars are being compiled since {COMPILE_SECONDS:g} s, expected a "
-                    "turn by now: they are compiled one at a time. Send the request again."
+                    f"{_where(job)}: the grammars of other requests are being compiled since {patience:g} s, expected a turn "
+                    "by now: they are compiled one at a time. Send the request again."
                 )
             try:
                 found = self._cache.get(job)
                 if found is None:
                     found = self._compile(job)
                     self._cache.put(job, found)
+                    self._has_compiled = True
             finally:
                 self._compile_lock.release()
         if isinstance(found, _Refusal):
@@ -351,9 +354,6 @@ def _excerpt(job: _Job) -> str:
     return job.source if len(job.source) <= 100 else f"{job.source[:100]}… ({len(job.source)} characters)"
 
 
-# --- compiling, in another process --------------------------------------------------------------------------------
-
-
 def _import_xgrammar() -> Any:
     try:
         import xgrammar
@@ -375,6 +375,7 @@ class _Compiler:
         """Raises UnsupportedError if xgrammar is not installed."""
         self._setup = vocabulary, tuple(eos_token_ids), dsml_id
         self._connection: Connection | None = None
+        self._is_ready = False
         self._stop: weakref.finalize[..., Any] | None = None
         if find_spec("xgrammar") is not None:
             self._start()  # it imports while this process does
@@ -405,16 +406,21 @@ class _Compiler:
     def _start(self) -> Connection:
         ours, theirs = multiprocessing.Pipe()
         # A program of its own, since a fork would copy the locks of the server's other threads.
-        process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import compile_jobs; compile_jobs({theirs.fileno()})"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=[theirs.fileno()],
-            start_new_session=True,  # Ctrl-C is for the server
-            # xgrammar imports torch there; the device belongs to the server.
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
-        )
-        theirs.close()
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-c", f"from {__name__} import compile_jobs; compile_jobs({theirs.fileno()})"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the server
+                # xgrammar imports torch there; the device belongs to the server.
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
+            )
+        except OSError as error:
+            ours.close()
+            raise _no_start(str(error)) from error
+        finally:
+            theirs.close()
         self._stop = weakref.finalize(self, _kill, process, ours)
         self._connection = ours
         self._is_ready = False
@@ -432,16 +438,20 @@ class _Compiler:
             self._is_ready = False
         if not self._is_ready:
             self._end()
-            raise CapacityError(
-                f"response_format, tools: the process that compiles grammars did not start in {START_SECONDS:g} s, expected "
-                "a few: it may lack memory or processor time. See the server's log, and send the request again."
-            )
+            raise _no_start(f"no answer in {START_SECONDS:g} s, or its end")
         return connection
 
     def _end(self) -> None:
         self._connection = None
         if self._stop is not None:
             self._stop()
+
+
+def _no_start(got: str) -> CapacityError:
+    return CapacityError(
+        f"response_format, tools: got {got} from the process that compiles grammars, expected it to start in a few seconds: "
+        "it may lack memory or processor time. See the server's log, and send the request again."
+    )
 
 
 def _kill(process: subprocess.Popen[bytes], connection: Connection) -> None:
@@ -465,8 +475,11 @@ def compile_jobs(descriptor: int) -> None:
         tokens = _token_table(library, vocabulary, eos_token_ids)
         compiler = library.GrammarCompiler(tokens, max_threads=4, cache_enabled=False)
         with open("/proc/self/statm", encoding="ascii") as file:
-            limit = int(file.read().split()[0]) * resource.getpagesize() + COMPILE_MEMORY_BYTES
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        hard_limit = resource.getrlimit(resource.RLIMIT_AS)[1]
+        limit = used + COMPILE_MEMORY_BYTES
+        if hard_limit == resource.RLIM_INFINITY or limit < hard_limit:
+            resource.setrlimit(resource.RLIMIT_AS, (limit, hard_limit))
         os.dup2(os.memfd_create("stderr"), 2)  # xgrammar says there, and nowhere else, what it overlooks
         connection.send(_READY)
         while True:
@@ -526,7 +539,7 @@ def _tried(library: Any, grammar: Any, vocab_size: int, eos_token_ids: Sequence[
             matcher.accept_token(token_id)
         seconds += time.thread_time() - start
         if seconds > TRIAL_SECONDS:
-            return _Refusal("which is so ambiguous that following it takes too long")
+            return _Refusal("which takes too long to follow, token by token")
     return None
 
 

@@ -18,13 +18,13 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.server.clients import (
     CALL_TOKENS,
-    City,
     MODEL,
     MULTI_BYTE,
     QUESTION,
     THINKING_ENDS_AFTER_SOME_TOKENS,
     TIME,
     WEATHER,
+    City,
     Offline,
     Point,
     Traffic,

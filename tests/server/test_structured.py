@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from ascend_dsv4.errors import RequestError, UnsupportedError
+from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.server import structured as module
 from ascend_dsv4.server.conversation import ChatEvent, ChatFormat, RenderedPrompt, TextEvent, ToolCallEvent
 from ascend_dsv4.server.schemas import checked_schema
@@ -98,10 +97,9 @@ class Replies:
 
     def accept(self, constraint: GrammarConstraint, text: str) -> None:
         """Write `text`, in which the marker stands for its token; every token must be allowed."""
-        for index, part in enumerate(text.split(DSML)):
-            for token_id in ([self.dsml] if index else []) + self.tokenizer.encode(part):
-                assert token_id in self.allowed(constraint), f"{self.texts[token_id]!r} of {part!r}"
-                constraint.accept(token_id)
+        for token_id in self.tokenizer.encode(text):
+            assert token_id in self.allowed(constraint), f"{self.texts[token_id]!r} of {text!r}"
+            constraint.accept(token_id)
 
     def can_end(self, constraint: GrammarConstraint) -> bool:
         return self.eos in self.allowed(constraint)
@@ -139,10 +137,8 @@ def tool_request(
     return request(tools=tools, tool_choice=choice, **fields)
 
 
-def constrained(
-    structured: StructuredOutput, request: recipe.ConversationRequest, *, enforce_tools: bool = True
-) -> GrammarConstraint:
-    constraint = structured.constraint(request, enforce_tools=enforce_tools)
+def constrained(structured: StructuredOutput, request: recipe.ConversationRequest) -> GrammarConstraint:
+    constraint = structured.constraint(request, enforce_tools=True)
     assert constraint is not None
     return constraint
 
@@ -160,15 +156,14 @@ SCHEMAS: dict[str, Any] = {
     "nested": {
         "type": "object",
         "properties": {
-            "s": STRING,
             "list": {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 3},
-            "o": {"type": "object", "properties": {"b": {"type": "boolean"}, "n": {"type": "null"}}, "required": ["b"]},
+            "o": {"type": "object", "properties": {"b": {"type": "boolean"}, "s": STRING}, "required": ["b"]},
         },
-        "required": ["s", "list", "o"],
-        "additionalProperties": False,
+        "required": ["list", "o"],
     },
     "range": {"type": "integer", "minimum": -3, "maximum": 17},
     "values": {"type": "string", "enum": ['a"b', "c\\d", "é\n", 5]},
+    "values of a type": {"type": "integer", "enum": ['"', "a", 5, 17.5, True]},
     "constant": {"const": {"a": [1, None, True]}},
     "optional": {"anyOf": [{"type": "integer"}, {"type": "null"}], "default": None, "title": "T", "description": "D"},
     "recursive": {
@@ -177,19 +172,15 @@ SCHEMAS: dict[str, Any] = {
         "required": ["v", "next"],
     },
     "keywords as names": {
-        "type": "object",
-        "properties": {"description": {"type": "integer"}, "enum": {"type": "null"}, "$ref": {"type": "boolean"}},
-        "required": ["description", "enum", "$ref"],
+        "properties": {"title": {"type": "integer"}, "enum": {"type": "null"}, "$ref": {"type": "boolean"}},
+        "required": ["title", "enum", "$ref"],
     },
     "names with quotes": {
-        "type": "object",
         "properties": {'"': {"type": "integer"}, "\\": {"type": "null"}, "名": {"type": "boolean"}},
         "required": ['"', "\\", "名"],
-        "additionalProperties": {"type": "integer"},
     },
     "pattern": {"type": "string", "pattern": "^(foo|ba[rz])-[0-9]{2,3}$"},
     "pattern at the start": {"type": "string", "pattern": "^[A-Z]{2}"},
-    "date": {"type": "string", "format": "date"},
     "no type": {"minLength": 2, "maxLength": 3},
     "required but not declared": {"type": "object", "properties": {"a": STRING}, "required": ["b"]},
     "items not declared": {"type": "array", "minItems": 2, "maxItems": 3},
@@ -210,10 +201,9 @@ SCHEMAS: dict[str, Any] = {
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_replies_follow_the_schema(structured: StructuredOutput, replies: Replies, name: str) -> None:
     schema = SCHEMAS[name]
-    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.FormatChecker())
     for _ in range(6):
         ids = replies.walk(constrained(structured, schema_request(schema)))
-        validator.validate(json.loads(replies.text(ids)))
+        jsonschema.validate(json.loads(replies.text(ids)), schema, jsonschema.Draft202012Validator)
 
 
 def test_json_object_is_any_object(structured: StructuredOutput, replies: Replies) -> None:
@@ -259,16 +249,14 @@ TOOL_SCHEMAS: dict[str, Any] = {
     "all kinds": {
         "type": "object",
         "properties": {
-            "i": {"type": "integer"},
             "s": {"type": "string"},
-            "short": STRING,
             "maybe": {"type": ["string", "null"], "maxLength": 4},
             "e": {"enum": ["a\nb", "<", " x ", 1, None, [1]]},
             "list": {"type": "array", "items": STRING, "maxItems": 2},
             "o": {"type": "object", "properties": {'"': {"type": "integer"}}, "required": ['"']},
             "any": {},
         },
-        "required": ["i", "s", "short", "maybe", "e", "list", "o"],
+        "required": ["s", "maybe", "e", "list", "o"],
     },
     "long text": {
         "type": "object",
@@ -309,12 +297,11 @@ def test_not_strict_tools_keep_their_form_only(structured: StructuredOutput, rep
     replies.accept(constraint, f'<{DSML}invoke name="f0">\n<{DSML}parameter name="other" string="true">x</{DSML}parameter>\n')
 
 
-def test_the_marker_is_a_token_not_its_spelling(structured: StructuredOutput, replies: Replies, tokenizer: Tokenizer) -> None:
+def test_the_marker_is_a_token_not_its_spelling(structured: StructuredOutput, replies: Replies) -> None:
     wanted = tool_request({"type": "object", "properties": {"s": {"type": "string"}}, "required": ["s"]})
     constraint = constrained(structured, wanted)
     assert replies.allowed(constraint) == {i for i, text in enumerate(replies.texts) if text == b"<"}
-    opening = f'<{DSML}invoke name="f0">\n<{DSML}parameter name="s" string="true">'
-    replies.accept(constraint, opening)
+    replies.accept(constraint, f'<{DSML}invoke name="f0">\n<{DSML}parameter name="s" string="true">')
     spelled = [replies.texts.index(bytes([byte])) for byte in f"</{DSML}parameter>".encode()]
     for token_id in spelled:
         assert token_id in replies.allowed(constraint)
@@ -337,26 +324,16 @@ def test_a_free_choice_of_tools_is_enforced_on_demand(
     replies.accept(constraint, f"\n\n<{DSML}")
     assert not replies.can_end(constraint)
     replies.accept(constraint, f'tool_calls>\n<{DSML}invoke name="f0">\n<{DSML}parameter name="a" string="false">')
-    assert {replies.texts[token_id][:1] for token_id in replies.allowed(constraint)} <= {
-        bytes([c]) for c in b"-0123456789 \n\r\t"
-    }
+    assert all(replies.texts[token_id][:1] in b"-0123456789 \n\r\t" for token_id in replies.allowed(constraint))
     prefix = f'<{DSML}tool_calls>\n<{DSML}invoke name="f0">\n'
     for _ in range(4):
         constraint = constrained(structured, wanted)
         replies.accept(constraint, prefix)
-        ids = [
-            token_id for i, part in enumerate(prefix.split(DSML)) for token_id in [replies.dsml][:i] + tokenizer.encode(part)
-        ]
-        events = read(tokenizer, wanted, ids + replies.walk(constraint))
+        events = read(tokenizer, wanted, tokenizer.encode(prefix) + replies.walk(constraint))
         assert events
         for event in events:
             assert isinstance(event, ToolCallEvent)
             jsonschema.validate(json.loads(event.arguments), OBJECT_SCHEMA)
-
-
-def test_nothing_wanted_is_no_constraint(structured: StructuredOutput) -> None:
-    assert structured.constraint(request(), enforce_tools=True) is None
-    assert structured.constraint(tool_request(OBJECT_SCHEMA, choice="none"), enforce_tools=True) is None
 
 
 def test_reasoning_is_free_until_its_token(structured: StructuredOutput, replies: Replies, tokenizer: Tokenizer) -> None:
@@ -434,7 +411,6 @@ REFUSED_SCHEMAS: dict[str, tuple[Any, str]] = {
         "without end",
     ),
     "endless property": ({**OBJECT_SCHEMA, "properties": {"a": {"$ref": "#/properties/a"}}}, "without end"),
-    "impossible range": ({"type": "integer", "minimum": 5, "maximum": 3}, "minimum greater than maximum"),
     "no value": ({"enum": []}, "must not be empty"),
     "zero byte": ({"enum": ["a\0b"]}, "U+0000"),
     "too long": ({"enum": ["x" * (1 << 20)]}, "expected at most"),
@@ -569,17 +545,24 @@ def test_threads_may_ask_together(structured: StructuredOutput, replies: Replies
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(constraints) == 8
-    assert {next(iter(json.loads(replies.text(replies.walk(constraint))))) for constraint in constraints} == {"x", "y"}
+    texts = [replies.text(replies.walk(constraint)) for constraint in constraints]
+    assert sorted(name for text in texts for name in json.loads(text)) == [*"xxxxyyyy"]
 
 
 def test_without_xgrammar(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xgrammar", None)
     monkeypatch.setattr(subprocess, "Popen", None)  # nothing to start
     structured = StructuredOutput(tokenizer, tokenizer.vocab_size, (1,), None)
-    assert structured.constraint(request(), enforce_tools=True) is None
+    for nothing_wanted in (request(), tool_request(OBJECT_SCHEMA, choice="none")):
+        assert structured.constraint(nothing_wanted, enforce_tools=True) is None
     with pytest.raises(UnsupportedError, match=re.escape("pip install ascend-dsv4[serve]")):
         structured.constraint(regex_request("a"), enforce_tools=False)
+
+
+def test_a_process_that_cannot_start(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    with pytest.raises(CapacityError, match="No such file"):
+        StructuredOutput(tokenizer, tokenizer.vocab_size, (1,), None).constraint(regex_request("a"), enforce_tools=False)
 
 
 @pytest.fixture
@@ -600,14 +583,7 @@ def test_tokenizers_without_the_control_tokens(structured: StructuredOutput, wit
         other.constraint(schema_request(OBJECT_SCHEMA, thinking=True), enforce_tools=False)
 
 
-@pytest.fixture
-def in_seconds(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[float], None]]:
-    yield lambda seconds: monkeypatch.setattr(module, "COMPILE_SECONDS", seconds)
-
-
-def test_endless_compiles_are_stopped(
-    structured: StructuredOutput, replies: Replies, in_seconds: Callable[[float], None]
-) -> None:
+def test_endless_compiles_are_stopped(structured: StructuredOutput, replies: Replies, monkeypatch: pytest.MonkeyPatch) -> None:
     """Last, for the process has to start again, once after each of two ends."""
     constrained(structured, regex_request("warm"))
     assert structured._compiler is not None
@@ -616,7 +592,7 @@ def test_endless_compiles_are_stopped(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     replies.accept(constrained(structured, regex_request("again")), "again")
-    in_seconds(0.5)
+    monkeypatch.setattr(module, "COMPILE_SECONDS", 0.5)
     start = time.monotonic()
     with pytest.raises(RequestError, match="takes more than 0.5 s to compile"):
         structured.constraint(regex_request(".?" * 1000), enforce_tools=False)
