@@ -38,7 +38,7 @@ from ascend_dsv4.bench.sse import Event, EventDecoder
 MAX_RSS_GROWTH = 48 << 20  # bytes: allocators keep what the busiest moment took, and that may come after the warm-up
 MAX_LATER_RSS_GROWTH, MIN_SAMPLES = 16 << 20, 20  # of the peak, from the first half of the curve to the second, if it is long
 MAX_MORE_FDS = 2  # opened late and kept; one lost per client that leaves would be dozens
-MAX_MORE_THREADS = 0  # those of asyncio's pool, of the tokenizer and of grammars are made in the warm-up; the engine has one
+MAX_MORE_THREADS = 2  # workers start when first needed: two compile grammars
 SAMPLE_SECONDS, QUIET_SECONDS, SETTLE_SECONDS, START_SECONDS, STOP_SECONDS = 2.0, 1.5, 60.0, 120.0, 60.0
 POOL_THREADS, POOL_TEXT = 32, "fill the pool " * 2000  # asyncio's pool makes a thread when all of its up to 32 are busy
 BURST = {"prompt": list(range(3, 127)), "max_tokens": 12, "ignore_eos": True, "stream": False}
@@ -132,7 +132,10 @@ def draw(rng: random.Random, model: str, max_tokens: int, max_prompt: int) -> Pl
     }
     is_stream = rng.random() >= WHOLE_SHARE
     body = {"model": model, "stream": is_stream, **asked[path], **KINDS[path][kind]}
-    body |= {name: value for name, value in options.items() if rng.random() < 0.4}
+    # A reply that is held to a form ends where the form does, and the server refuses what would contradict that.
+    chosen = {name: value for name, value in options.items() if rng.random() < 0.4}
+    free = kind in ("plain", "thinks")
+    body |= {name: value for name, value in chosen.items() if free or name not in ("min_tokens", "ignore_eos")}
     manner, moment = rng.random(), rng.random()
     if manner < EARLY_SHARE:
         return Plan(path, body, leaves_after_s=moment / 2, sends_half=rng.random() < 0.3)

@@ -22,6 +22,7 @@ import multiprocessing
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -431,14 +432,15 @@ class _Compiler:
         connection = self._connection or self._start()
         if self._is_ready:
             return connection
+        problem = f"no answer in {START_SECONDS:g} s"
         try:
             connection.send(self._setup)
             self._is_ready = connection.poll(START_SECONDS) and connection.recv() == _READY
-        except (EOFError, OSError):  # it has ended, and said why on the server's stderr
-            self._is_ready = False
+        except (EOFError, OSError):
+            problem = "its end instead of an answer"
         if not self._is_ready:
             self._end()
-            raise _no_start(f"no answer in {START_SECONDS:g} s, or its end")
+            raise _no_start(problem)
         return connection
 
     def _end(self) -> None:
@@ -484,6 +486,7 @@ def compile_jobs(descriptor: int) -> None:
         connection.send(_READY)
         while True:
             job = connection.recv()
+            signal.alarm(2 * round(COMPILE_SECONDS))  # ends this process too if the server was killed and cannot do it
             os.ftruncate(2, 0)
             os.lseek(2, 0, os.SEEK_SET)
             try:
@@ -492,6 +495,7 @@ def compile_jobs(descriptor: int) -> None:
                 answer = _Refusal(f"which xgrammar refuses: {_plain(str(error)) or type(error).__name__}")
             os.lseek(2, 0, os.SEEK_SET)
             warning = re.search(r"Warning: (.*)", os.read(2, 1 << 16).decode(errors="replace"))
+            signal.alarm(0)
             connection.send(_Refusal(f"of which xgrammar says: {_plain(warning[1])}") if warning else answer)
 
 

@@ -12,14 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 
 from ascend_dsv4 import LLM
 from ascend_dsv4.config.server_config import ServerConfig
 from ascend_dsv4.engine.request import Request
-from ascend_dsv4.server.process import HttpServer
+from ascend_dsv4.server.process import Connection, HttpServer
 from ascend_dsv4.server.service import Service
 
 PATIENCE_SECONDS = 30
@@ -180,7 +180,7 @@ class InProcess:
                 self.endings[request].freed_at = self.engine.stats.num_steps
 
         self.service.loop.abort = watched_abort  # type: ignore[method-assign]
-        self.engine.finish = watched_finish  # type: ignore[method-assign]
+        self.engine.finish = watched_finish  # type: ignore[method-assign, assignment]
 
     def holds(self, request: Request) -> bool:
         """Whether a request has blocks, or a place in the batch or in the queue."""
@@ -193,6 +193,11 @@ class InProcess:
         pools = self.engine.manager.pools.values()
         all_free = all(pool.num_free == pool.num_blocks for pool in pools)
         return all_free and not self.engine.has_work and not self.engine.manager.requests and not self.service.num_unfinished
+
+    @property
+    def connections(self) -> set[Connection]:
+        """That are open."""
+        return cast("set[Connection]", set(self.http.server_state.connections))
 
     def step(self, steps: int = 1) -> None:
         """Let a held engine take steps, and wait until it is held again."""

@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ascend_dsv4.server.bodies import Body
 from ascend_dsv4.server.documentation import BODIES as BODY_CLASSES
 from tests.server.conftest import LiveServer
 from tests.server.in_process import BODIES, OTHER_BODIES, TALK, check_error
@@ -20,7 +21,7 @@ ALL_BODIES = {path: dict(body) for path, body in {**BODIES, **OTHER_BODIES}.item
 PATHS = tuple(ALL_BODIES)
 GENERATING = tuple(BODIES)
 CHAT, COMPLETIONS, RESPONSES, MESSAGES = GENERATING
-CLASSES = dict(zip((*GENERATING, *OTHER_BODIES), BODY_CLASSES, strict=True))
+CLASSES: dict[str, type[Body]] = dict(zip((*GENERATING, *OTHER_BODIES), BODY_CLASSES, strict=True))
 JSON = {"Content-Type": "application/json"}
 SECONDS = 10
 """That a refusal may take on a busy machine; usual are milliseconds."""
@@ -256,7 +257,9 @@ def test_bad_token_ids(post: Post) -> None:
 
 
 def test_tokenize_takes_one_of_two(post: Post) -> None:
-    for body in ({}, {"prompt": "a", "messages": TALK}, {"messages": []}, {"prompt": None, "messages": None}):
+    both, none = {"prompt": "a", "messages": TALK}, {"prompt": None, "messages": None}
+    bodies: tuple[dict[str, Any], ...] = ({}, both, {"messages": []}, none)
+    for body in bodies:
         refused("/tokenize", post("/tokenize", body))
 
 
@@ -458,7 +461,7 @@ def test_a_hundred_thousand_elements(live: LiveServer, post: Post, path: str, na
     assert probe.longest < STALL_SECONDS
 
 
-@pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("path", [CHAT, pytest.param(MESSAGES, marks=pytest.mark.slow), RESPONSES])
 def test_a_hundred_thousand_tools(live: LiveServer, post: Post, path: str) -> None:
     def tool(index: int) -> dict[str, Any]:
         function = {"name": f"f{index}", "parameters": {}, "description": "-"}

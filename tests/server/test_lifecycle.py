@@ -196,7 +196,7 @@ def test_a_client_that_never_reads_holds_up_nobody(demo_checkpoint: Path) -> Non
             wait_until(lambda: not server.engine.has_work)
             pools = server.engine.manager.pools.values()
             assert all(pool.num_free == pool.num_blocks for pool in pools)
-            (connection,) = (one for one in server.http.server_state.connections if not one.cycle.response_complete)
+            (connection,) = (one for one in server.connections if not one.cycle.response_complete)
             assert connection.flow.write_paused, "the stream is too short to fill the buffers"
             assert connection.transport.get_write_buffer_size() < 128 << 10
             # It was only asleep: all of it is still there.
@@ -212,8 +212,7 @@ def test_a_client_that_never_reads_and_leaves(demo_checkpoint: Path) -> None:
     with in_process(demo_checkpoint, engine=MANY, send_buffer=4096, max_n=32) as server:
         with RawClient(server.address, receive_buffer=4096) as sleeper:
             sleeper.post(CHAT, body_of(CHAT, max_tokens=500, stream=True, n=16, logprobs=True, top_logprobs=20))
-            connections = server.http.server_state.connections
-            wait_until(lambda: any(connection.flow.write_paused for connection in connections))
+            wait_until(lambda: any(connection.flow.write_paused for connection in server.connections))
             server.brake.hold()
             assert_frees(server, sleeper.socket.close, num_requests=16)
         assert_serves(server)
@@ -228,8 +227,7 @@ def test_clients_cannot_prevent_the_end(demo_checkpoint: Path, monkeypatch: pyte
             sleeper, writer = (stack.enter_context(RawClient(server.address, receive_buffer=4096)) for _ in range(2))
             sleeper.post(CHAT, body_of(CHAT, max_tokens=500, stream=True, n=16, logprobs=True, top_logprobs=20))
             writer.send(b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{")
-            connections = server.http.server_state.connections
-            wait_until(lambda: len(connections) == 2 and any(connection.flow.write_paused for connection in connections))
+            wait_until(lambda: len(server.connections) == 2 and any(one.flow.write_paused for one in server.connections))
             start = time.monotonic()
         assert time.monotonic() - start < 3
         assert server.is_idle and not server.http.server_state.tasks
@@ -327,7 +325,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_does(start_server: Calla
         kinds = [(path, is_stream) for path in PATHS for is_stream in (False, True)]
         clients = [(*kind, stack.enter_context(RawClient(address_of(server)))) for kind in kinds]
         for path, is_stream, client in clients:
-            client.post(path, body_of(path, max_tokens=60, stream=is_stream))
+            client.post(path, body_of(path, max_tokens=40, stream=is_stream))
         wait_until(lambda: num_running(server) == 6)
         server.process.send_signal(signal.SIGTERM)
         wait_until(lambda: is_refused(server))
@@ -341,7 +339,7 @@ def test_a_server_that_is_told_to_stop_finishes_what_it_does(start_server: Calla
                 assert ending.get(path, b"data: [DONE]\n") in answer
             else:
                 usage = json.loads(answer.partition(b"\r\n\r\n")[2])["usage"]
-                assert usage.get("completion_tokens", usage.get("output_tokens")) == 60
+                assert usage.get("completion_tokens", usage.get("output_tokens")) == 40
         assert server.stop(timeout=10) == 0
     assert tracebacks(server) == []
 
@@ -419,8 +417,7 @@ def check_that_the_port_is_taken(server: LiveServer) -> None:
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
-@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGINT])
-def test_a_server_that_starts_can_be_stopped(demo_checkpoint: Path, sig: signal.Signals) -> None:
+def test_a_server_that_starts_can_be_stopped(demo_checkpoint: Path) -> None:
     """At any moment; clients that were early are let go."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -430,9 +427,9 @@ def test_a_server_that_starts_can_be_stopped(demo_checkpoint: Path, sig: signal.
         wait_until(lambda: is_open(port))
         with RawClient(("127.0.0.1", port)) as early:
             early.send(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
-            process.send_signal(sig)
+            process.send_signal(signal.SIGTERM)
             _, log = process.communicate(timeout=10)
-            assert process.returncode in (-sig, 128 + sig, 0)
+            assert process.returncode in (-signal.SIGTERM, 0)
             assert early.read_all() == b""
         assert not is_open(port)
         assert "Traceback" not in log

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from ascend_dsv4 import __version__
+from tests.server.conftest import LiveServer
 from tests.server.in_process import (
     BODIES,
     OTHER_BODIES,
+    PATIENCE_SECONDS,
     TALK,
     InProcess,
     RawClient,
@@ -184,20 +187,20 @@ def test_length_of_a_body(server: InProcess, path: str, is_chunked: bool) -> Non
         return server.client.post(path, content=parts if is_chunked else data, headers=JSON)
 
     assert send(exact).status_code == 200
-    connections = set(server.http.server_state.connections)
+    connections = server.connections
     for too_long in (exact + b" ", exact * 200):
         answer = send(too_long)
         assert answer.status_code == 413
         assert "max_body_bytes" in check_error(path, 413, answer.json())
     assert send(exact).status_code == 200
-    assert set(server.http.server_state.connections) == connections
+    assert server.connections == connections
 
 
 def test_number_of_connections(server: InProcess) -> None:
     """One more than allowed is refused; those that are open go on as before."""
     with ExitStack() as stack:
         server.hang_up()
-        wait_until(lambda: not server.http.server_state.connections)
+        wait_until(lambda: not server.connections)
         clients = [stack.enter_context(httpx.Client(base_url=server.url)) for _ in range(16)]
         assert [client.get("/version").status_code for client in clients] == [200] * 16
         for path in ("/version", "/v1/messages"):
@@ -207,7 +210,7 @@ def test_number_of_connections(server: InProcess) -> None:
             assert "max_num_connections" in check_error(path, 503, answer.json())
         assert [client.get("/version").status_code for client in clients] == [200] * 16
         clients[0].close()
-        wait_until(lambda: len(server.http.server_state.connections) == 15)
+        wait_until(lambda: len(server.connections) == 15)
         assert server.client.get("/version").status_code == 200
 
 
@@ -362,3 +365,93 @@ def test_health_and_version(server: InProcess) -> None:
         assert server.client.get("/status").json()["state"] == "draining"
     finally:
         server.service.is_draining = False
+
+
+# --- the log --------------------------------------------------------------------------------------------------------
+
+MARKER = "Zanzibar7"
+"""In everything a client may write, and then nowhere in the log."""
+
+
+def marked_requests() -> list[tuple[str, Any, int]]:
+    """Path, body and status: answers and errors of every layer that has seen the text."""
+    talk = [{"role": "user", "content": MARKER}]
+    tool = {"type": "function", "function": {"name": MARKER, "description": MARKER, "parameters": {"type": MARKER}}}
+    schema = {"type": "json_schema", "json_schema": {"name": MARKER, "schema": {"$ref": f"#/{MARKER}"}}}
+    return [
+        *((path, body_of(path, MARKER, 2), 200) for path in PATHS),
+        *((path, body_of(path, MARKER, 2, stream=True), 200) for path in PATHS),
+        ("/v1/messages/count_tokens", {"model": "demo", "messages": talk}, 200),
+        ("/tokenize", {"prompt": MARKER, "return_token_strs": True}, 200),
+        *((path, body_of(path, MARKER, 9999), 400) for path in PATHS),
+        *((path, body_of(path, MARKER, 1, model=MARKER), 404) for path in PATHS),
+        *((path, body_of(path, MARKER, 1, temperature=MARKER), 400) for path in PATHS),
+        *((path, {**body_of(path, MARKER, 1), MARKER: MARKER}, 400) for path in PATHS),
+        (CHAT, {"model": "demo", "messages": [{"role": MARKER, "content": MARKER}]}, 400),
+        (CHAT, {"model": "demo", "messages": [{"role": "user", "content": [{"type": MARKER}]}]}, 400),
+        (CHAT, {"model": "demo", "messages": talk, "tools": [tool]}, 400),
+        (CHAT, {"model": "demo", "messages": talk, "response_format": schema}, 400),
+        (CHAT, {"model": "demo", "messages": talk, "response_format": {"type": "regex", "regex": f"({MARKER}"}}, 400),
+        (CHAT, {"model": "demo", "messages": talk, "stop": [MARKER] * 99}, 400),
+        (CHAT, f'{{"{MARKER}": {MARKER}'.encode(), 400),
+        (f"/{MARKER}", {}, 404),
+        (f"/v1/models/{MARKER}", {}, 405),
+    ]
+
+
+def records_of(server: LiveServer, start: int, num_requests: int) -> list[dict[str, Any]]:
+    """The log's lines about requests from `start` on, once there are so many."""
+
+    def found() -> list[dict[str, Any]]:
+        records = [json.loads(line) for line in server.log[start:] if line.startswith("{")]
+        return [record for record in records if record["message"] == "request"]
+
+    wait_until(lambda: len(found()) >= num_requests)
+    return found()
+
+
+def test_the_log_has_one_line_per_request_and_no_word_of_it(live: LiveServer) -> None:
+    start, asked = len(live.log), marked_requests()
+    with httpx.Client(base_url=live.url, timeout=PATIENCE_SECONDS) as client:
+        for i, (path, body, status) in enumerate(asked):
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            answer = client.post(path, content=content, headers={**JSON, "X-Request-Id": f"marked-{i}", "User-Agent": MARKER})
+            assert answer.status_code == status, answer.text
+        client.request(MARKER, f"/x?{MARKER}", headers={"Cookie": MARKER, "X-Request-Id": f"marked-{len(asked)}"})
+    with RawClient(address_of(live)) as raw:
+        raw.send(f"{MARKER} {MARKER} {MARKER}\r\n\r\n".encode())
+        raw.read_all()
+    with RawClient(address_of(live)) as raw:  # and one who leaves
+        raw.post(CHAT, body_of(CHAT, MARKER, 3000, stream=True))
+        raw.socket.recv(100)
+    records = records_of(live, start, len(asked) + 2)
+    by_id = {record["request_id"]: record for record in records}
+    assert len(by_id) == len(records) == len(asked) + 2
+    for i, (path, body, status) in enumerate(asked):
+        record = by_id[f"marked-{i}"]
+        assert (record["status"], record["method"], record["level"]) == (status, "POST", "info")
+        assert record["path"] == (path if path in ALL_BODIES else "/v1/models/{model:path}" if "models" in path else "unknown")
+        assert record["duration_ms"] > 0 and record["client"] == "127.0.0.1"
+        if status == 200 and path in PATHS:
+            assert record["prompt_tokens"] > 0 and record["stream"] is bool(body.get("stream"))
+    assert by_id[f"marked-{len(asked)}"]["method"] == "unknown"
+    assert MARKER not in "".join(live.log)
+    assert not [line for line in live.log[start:] if "Traceback" in line]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_prompts_are_logged_if_asked_for(server: InProcess, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By the one logger that `--log-prompts` lets speak."""
+    ids = server.post("/tokenize", {"prompt": MARKER}).json()["tokens"]
+    with caplog.at_level(logging.INFO, logger="ascend_dsv4.prompts"):
+        assert server.post(path, body_of(path, MARKER, 1)).status_code == 200
+    (record,) = (record for record in caplog.records if record.name == "ascend_dsv4.prompts")
+    assert str(ids)[1:-1] in str(record.fields["prompt"])  # type: ignore[attr-defined]
+    caplog.clear()
+    assert server.post(path, body_of(path, MARKER, 1)).status_code == 200
+    assert not [record for record in caplog.records if record.name == "ascend_dsv4.prompts"]
+
+
+def address_of(server: LiveServer) -> tuple[str, int]:
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)

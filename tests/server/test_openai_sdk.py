@@ -202,6 +202,15 @@ def test_usage_chunk_comes_last_and_only_if_asked_for(client: openai.OpenAI) -> 
     assert all(chunk.usage is None for chunk in chat_stream(client, stream_options={"include_usage": False}))
 
 
+def test_end_token_counts_and_says_nothing(client: openai.OpenAI) -> None:
+    options: dict[str, Any] = {"logit_bias": {"1": 100}, "stream_options": {"include_usage": True}}
+    whole = chat(client, logit_bias=options["logit_bias"])
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("", "stop")
+    assert whole.usage is not None and whole.usage.completion_tokens == 1
+    chunks = chat_stream(client, **options)
+    assert joined(chunks) == ("", "", "stop") and chunks[-1].usage == whole.usage
+
+
 def test_choices(client: openai.OpenAI) -> None:
     options: dict[str, Any] = {"temperature": 1, "seed": 3}
     alone = chat(client, **options)
@@ -438,11 +447,11 @@ def test_unknown_model_and_path(client: openai.OpenAI) -> None:
 
 @pytest.fixture(scope="module")
 def narrow(start_server: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A server that wants keys and serves one request at a time."""
+    """A server that wants keys, serves one request at a time, and does not think unless it is asked to."""
     keys = tmp_path_factory.mktemp("keys") / "keys.txt"
     keys.write_text("# for the tests\nfirst-key-of-two\nsecond-key-of-two # another\n")
     limits = ("--max-num-seqs", "1", "--max-num-waiting", "0", "--max-model-len", "2048", "--retry-after-s", "2")
-    server = start_server("--api-keys-file", str(keys), *limits)
+    server = start_server("--api-keys-file", str(keys), "--default-thinking", "off", *limits)
     yield server
     assert server.stop() == 0
 
@@ -454,6 +463,13 @@ def test_api_keys(narrow: Any, traffic: Traffic) -> None:
         with pytest.raises(openai.AuthenticationError, match="no valid API key"):
             chat(traffic.openai(narrow.url, key), max_tokens=1)
     assert not any("key-of-two" in line for line in narrow.log)
+
+
+def test_thinking_only_on_demand(narrow: Any, traffic: Traffic, offline: Offline) -> None:
+    client = traffic.openai(narrow.url, "first-key-of-two")
+    replies = [chat(client, extra_body={}, **options).choices[0].message for options in ({}, {"reasoning_effort": "low"})]
+    assert replies[0].content == offline.reply(QUESTION, thinking=False, max_tokens=12).content
+    assert reasoning_of(replies[1]) == offline.reply(QUESTION, thinking=True, max_tokens=12).reasoning
 
 
 def test_full_queue(narrow: Any, traffic: Traffic) -> None:

@@ -18,6 +18,7 @@ from ascend_dsv4.server import bodies
 from ascend_dsv4.server.documentation import BODIES
 from ascend_dsv4.server.shapes import SHAPES
 from tests.server.conftest import LiveServer
+from tests.server.in_process import in_process
 
 MIN_CASES = 2000
 OPERATIONS = 12
@@ -59,7 +60,7 @@ def assert_serves(server: LiveServer) -> None:
 
 
 def test_a_few_requests_of_every_operation(small: LiveServer, tmp_path: Path) -> None:
-    report = fuzz(small, tmp_path, "--phases", "fuzzing", "--max-examples", "10")
+    report = fuzz(small, tmp_path, "--phases", "fuzzing", "--max-examples", "8")
     assert report["test_cases"]["generated"] >= 4 * OPERATIONS
     assert_serves(small)
 
@@ -144,20 +145,16 @@ def test_answers_follow_their_description(document: Document, live: LiveServer) 
         jsonschema.validate(answer.json(), {**schema, "components": document["components"]})
 
 
-def test_keys_are_described_where_they_are_asked_for(
-    start_server: Callable[..., LiveServer], document: Document, tmp_path: Path
-) -> None:
+def test_keys_are_described_where_they_are_asked_for(demo_checkpoint: Path, document: Document, tmp_path: Path) -> None:
     assert "security" not in document and "401" not in document["paths"]["/v1/models"]["get"]["responses"]
     keys = tmp_path / "keys"
     keys.write_text("key-of-a-test\n", encoding="utf-8")
-    server = start_server(*SMALL, "--api-keys-file", str(keys))
-    described = httpx.get(f"{server.url}/openapi.json").json()
-    assert [set(one) for one in described["security"]] == [{"bearer"}, {"x-api-key"}]
-    assert set(described["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
-    for path, operations in described["paths"].items():
-        for method, operation in operations.items():
-            answer = httpx.request(method, server.url + path, headers={"content-type": "application/json"}, content=b"{}")
-            assert (answer.status_code == 401) == ("401" in operation["responses"]) == (operation.get("security") != []), path
-    fuzz_with_key = ("--phases", "fuzzing", "--max-examples", "2", "--header", "Authorization: Bearer key-of-a-test")
-    fuzz(server, tmp_path, *fuzz_with_key)
-    server.stop()
+    with in_process(demo_checkpoint, api_keys_file=str(keys)) as server:
+        described = server.get("/openapi.json").json()
+        assert [set(one) for one in described["security"]] == [{"bearer"}, {"x-api-key"}]
+        assert set(described["components"]["securitySchemes"]) == {"bearer", "x-api-key"}
+        for path, operations in described["paths"].items():
+            for method, operation in operations.items():
+                answer = server.client.request(method, path, headers={"content-type": "application/json"}, content=b"{}")
+                is_locked = operation.get("security") != []
+                assert (answer.status_code == 401) == ("401" in operation["responses"]) == is_locked, path
