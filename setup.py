@@ -16,7 +16,7 @@ packages += ["ascend_dsv4.configs"]
 SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.32", "prometheus-client>=0.21", "xgrammar>=0.2.8,<0.3"]
 BENCH = ["httpx>=0.28,<1", "matplotlib>=3.9"]
 # Clients of the server that the tests talk to it with, and the fuzzer of its interface.
-CLIENTS = ["openai>=2", "anthropic>=0.70", "litellm", "langchain-openai", "schemathesis>=4", "jsonschema>=4"]
+CLIENTS = ["openai>=2", "anthropic>=2.12", "litellm[mcp]", "langchain-openai", "schemathesis>=4", "jsonschema>=4"]
 
 setup(
     name="ascend-dsv4",

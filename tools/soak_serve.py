@@ -68,7 +68,7 @@ KINDS: dict[str, dict[str, dict[str, Any]]] = {
     },
     MESSAGES: {
         "plain": {"thinking": OFF}, "thinks": {"thinking": {**ON, "budget_tokens": 1024}},
-        "schema": {"thinking": OFF, "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        "schema": {"thinking": OFF, "output_config": {"effort": "low"}},
         "calls": {"tools": [{"name": "forecast", "input_schema": SCHEMA}], "tool_choice": {"type": "any"}},
     },
     COMPLETIONS: {"plain": {}, "thinks": {"stop": ["the", ";"]}, "schema": {"logprobs": 5, "echo": True}, "calls": {"n": 3}},
