@@ -43,17 +43,23 @@ class Generation:
         self.requests = tuple(requests)
         self._open = set(requests)
         self._service = service
-        self._inbox: asyncio.Queue[Output] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Output | None] = asyncio.Queue()
 
     async def outputs(self, idle_s: float | None = None) -> AsyncIterator[Output | None]:
         """What the engine does for these requests, until all have ended; None after every `idle_s` seconds without.
 
         Raises HttpError if a request ends in an error, at its deadline, or with the server.
         """
+        loop = asyncio.get_running_loop()
         while self._open:
+            # Not `wait_for`: before Python 3.12 it loses a cancellation that comes together with an output.
+            timer = None if idle_s is None else loop.call_later(idle_s, self._inbox.put_nowait, None)
             try:
-                output = await asyncio.wait_for(self._inbox.get(), idle_s)
-            except asyncio.TimeoutError:
+                output = await self._inbox.get()
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if output is None:
                 yield None
                 continue
             if output.request not in self._open:

@@ -80,7 +80,8 @@ class Tokenizer:
         raises   RequestError if `text` holds half a surrogate pair, which UTF-8 cannot express
         """
         try:
-            return self._backend.encode(text, add_special_tokens=False).ids
+            # A batch of one: unlike `encode` it lets other threads run, and without offsets it takes half the time.
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError as error:
             raise RequestError(
                 f"text: got {type(text).__name__} that is not Unicode text, expected a str without lone surrogates: "
