@@ -52,12 +52,13 @@ class Scheduler:
         self._num_steps += 1
         counts = self._share_budget()
         step = []
-        for request in list(self.running):
-            if request not in counts or request not in self.running:  # not chosen, or preempted by an older one
-                continue
+        num_seen = 0
+        while num_seen < len(self.running):  # which becomes shorter when the last ones are preempted
+            request = self.running[num_seen]
+            num_seen += 1
             start = request.num_computed
-            end = start + counts[request]
-            if not self._make_room(request, end):
+            end = start + counts.get(request, 0)
+            if end == start or not self._make_room(request, end):
                 continue
             self.manager.begin_step(request.request_id, start, end)
             request.last_step = self._num_steps
