@@ -39,7 +39,6 @@ READ_SECONDS: Final = 20
 connections."""
 MIN_BYTES_PER_SECOND: Final = 1 << 14
 
-_CANCEL_AGAIN_SECONDS: Final = 0.01
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _METHODS: Final = frozenset(["CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE"])
 B = TypeVar("B", bound=Body)
@@ -253,11 +252,8 @@ async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
             return task.result()
         raise ClientGone
     finally:
-        pending: set[asyncio.Future[Any]] = {task, watcher}
-        while pending:  # Python before 3.12 loses a cancellation that meets a result in `asyncio.wait_for`
-            for one in pending:
-                one.cancel()
-            _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_SECONDS)
+        task.cancel()
+        watcher.cancel()
         await asyncio.gather(task, watcher, return_exceptions=True)
 
 
