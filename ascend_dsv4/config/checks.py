@@ -145,8 +145,8 @@ def read_text(path: Path, max_bytes: int) -> str:
         fail(f"byte {error.start} is not UTF-8", "UTF-8 text", "Save the file as UTF-8.")
 
 
-def parse_json(text: str, source: str, max_depth: int = 16) -> Any:
-    """JSON without what Python's parser lets through: NaN, Infinity, repeated keys. `ConfigError` names `source`."""
+def strict_json(text: str, max_depth: int) -> Any:
+    """JSON without what Python's parser lets through: NaN, Infinity, repeated keys, any depth. Raises ValueError."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         result: dict[str, Any] = {}
@@ -164,18 +164,22 @@ def parse_json(text: str, source: str, max_depth: int = 16) -> Any:
         too_deep = _is_deeper(value, max_depth)
     except RecursionError:
         too_deep = True
-    except ValueError as error:
-        raise ConfigError(f"{source}: {str(error)[:200]}; expected plain JSON. Correct the file.") from None
     if too_deep:
-        raise ConfigError(f"{source}: nested deeper than {max_depth} levels; expected a config.json. Check the file.")
+        raise ValueError(f"nested deeper than {max_depth} levels")
     return value
 
 
+def parse_json(text: str, source: str, max_depth: int = 16) -> Any:
+    """`strict_json` of a file, called `source`. Raises ConfigError."""
+    try:
+        return strict_json(text, max_depth)
+    except ValueError as error:
+        raise ConfigError(f"{source}: {str(error)[:200]}; expected plain JSON. Correct the file.") from None
+
+
 def _is_deeper(value: Any, max_depth: int) -> bool:
-    level = [value]
-    for _ in range(max_depth + 1):
-        containers = [item for item in level if isinstance(item, (dict, list))]
-        if not containers:
-            return False
-        level = [child for item in containers for child in (item.values() if isinstance(item, dict) else item)]
-    return True
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(max_depth):
+        inner = (child for item in level for child in (item.values() if isinstance(item, dict) else item))
+        level = [child for child in inner if isinstance(child, (dict, list))]
+    return bool(level)

@@ -18,7 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ascend_dsv4.config.checks import show
+from ascend_dsv4.config.checks import show, strict_json
 from ascend_dsv4.config.server_config import ApiKeys
 from ascend_dsv4.server.bodies import Body
 from ascend_dsv4.server.dialog import Event
@@ -209,38 +209,15 @@ def _raise_invalid(error: ValidationError) -> NoReturn:
 
 
 def _parse_json(data: bytes) -> Any:
-    """JSON without NaN, repeated keys, half surrogates and excessive depth."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a key occurs twice in one object")
-        return result
-
-    def constant(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not a JSON number")
-
+    """Strict JSON, without half surrogates."""
     try:
         text = data.decode("utf-8")
-        content = json.loads(text, object_pairs_hook=unique, parse_constant=constant)
-        if _is_deeper(content, MAX_DEPTH):
-            raise ValueError(f"nested deeper than {MAX_DEPTH} levels")
+        content = strict_json(text, MAX_DEPTH)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(content, ensure_ascii=False).encode("utf-8")  # an escape for half a character is no text
-    except RecursionError:
-        reason = f"nested deeper than {MAX_DEPTH} levels"
     except ValueError as error:
-        reason = str(error)[:200]
-    else:
-        return content
-    raise HttpError(400, f"the body is no JSON: {reason}. Correct it.", code="invalid_json")
-
-
-def _is_deeper(value: Any, max_depth: int) -> bool:
-    if isinstance(value, dict | list):
-        inner = value.values() if isinstance(value, dict) else value
-        return max_depth == 0 or any(_is_deeper(item, max_depth - 1) for item in inner if isinstance(item, dict | list))
-    return False
+        raise HttpError(400, f"the body is no JSON: {str(error)[:200]}. Correct it.", code="invalid_json") from error
+    return content
 
 
 async def until_disconnect(request: Request, work: Coroutine[Any, Any, T]) -> T:
