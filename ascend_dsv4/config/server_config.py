@@ -97,7 +97,7 @@ class ServerConfig(Options):
     )
     max_n: int = integer(16, 1, 128, "choices that one request may ask for", because=_COUNT)
     request_timeout_s: float | None = real(
-        3600, 0.01, _LONGEST_S, "seconds from the arrival of a request after which it ends with an error",
+        3600, 0.01, _LONGEST_S, "seconds from when a request is queued after which it ends with an error",
         because=_TIME, unset="no limit",
     )  # fmt: skip
     drain_timeout_s: float = real(
@@ -112,7 +112,8 @@ class ServerConfig(Options):
     )
     default_thinking: Literal["on", "off"] = choice("on", "whether chats think first when the request does not say")
     default_max_tokens: int | None = integer(
-        None, 1, 1 << 24, "tokens generated at most when the request does not say", unset="as many as fit"
+        None, 1, 1 << 24, "tokens generated at most when the request does not say",
+        unset="what the model's publisher advises, 16 for plain completions",
     )
     api_keys_file: str | None = string(
         None,

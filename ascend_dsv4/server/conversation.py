@@ -79,6 +79,16 @@ class ToolCallEvent:
 ChatEvent = TextEvent | ToolCallEvent
 
 
+def check_control_tokens(tokenizer: Tokenizer) -> None:
+    """Raises UnsupportedError if a token of the V4 conversation format is not in the vocabulary."""
+    for token in (kind.default_str() for kind in PROTOCOL_TOKENS):
+        if tokenizer.token_id(token) is None:
+            raise UnsupportedError(
+                f"{tokenizer.path}: no token {token!r}, expected all control tokens of the V4 conversation format: without its "
+                "id a turn is only text to the model. Use `generate` or /v1/completions with a plain prompt."
+            )
+
+
 class ChatFormat:
     """How one checkpoint writes conversations. Holds no conversation, so requests may share it."""
 
@@ -88,12 +98,7 @@ class ChatFormat:
         preview_rules   effort texts of the releases before 0731, that is of configurations without `dspark_*` values
         raises          UnsupportedError if a token of the V4 conversation format is not in the vocabulary
         """
-        for token in (kind.default_str() for kind in PROTOCOL_TOKENS):
-            if tokenizer.token_id(token) is None:
-                raise UnsupportedError(
-                    f"{tokenizer.path}: no token {token!r}, expected all control tokens of the V4 conversation format: "
-                    "without its id a turn is only text to the model. Use generate with a plain prompt."
-                )
+        check_control_tokens(tokenizer)
         self._preview_rules = preview_rules
         # Loaded a second time because the package decodes ids itself: it tells a control token from its spelling.
         self._tokenizer = recipe.Tokenizer.from_file(str(tokenizer.path))

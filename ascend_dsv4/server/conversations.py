@@ -155,13 +155,11 @@ class Conversations:
         if protocol is CHAT:
             yield b"data: [DONE]\n\n"
 
-    def _silent_ids(self, output: Output) -> frozenset[int]:
-        """Ids that end replies, those of the model too if they are to be passed over."""
-        return output.request.end_ids | frozenset(self._service.config.eos_token_id)
-
     async def _replies(self, turn: _Turn, reply_id: str) -> AsyncGenerator[tuple[int, Reply, list[Event] | None], None]:
         """Choice, its reader, and its new events; None for events when nothing has happened for a while."""
         async with self._service.generate([turn.prompt]) as generation:
+            # Ids that end replies; those of the model also where the request passes over them.
+            silent_ids = {*turn.prompt.params.stop_token_ids, *self._service.config.eos_token_id}
             replies = [turn.dialog.reply(reply_id, turn.created) for _ in generation.requests]
             for index, reply in enumerate(replies):
                 yield index, reply, reply.begin()
@@ -169,8 +167,8 @@ class Conversations:
                 if output is None:
                     yield 0, replies[0], None
                     continue
-                index, silent = generation.requests.index(output.request), self._silent_ids(output)
-                yield index, replies[index], _advance(replies[index], output, turn.prompt.params, silent, generation)
+                index = generation.requests.index(output.request)
+                yield index, replies[index], _advance(replies[index], output, turn.prompt.params, silent_ids, generation)
 
 
 def _has_grammar(dialog: Dialog) -> bool:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import deepseek_recipe as recipe
 
 from ascend_dsv4.engine.request import Logprobs
-from ascend_dsv4.errors import RequestError, UnsupportedError
-from ascend_dsv4.server.conversation import PROTOCOL_TOKENS, effort_for_release
+from ascend_dsv4.errors import RequestError
+from ascend_dsv4.server.conversation import check_control_tokens, effort_for_release
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.tokenizer import Tokenizer
 
@@ -57,12 +57,7 @@ class DialogFormat:
         max_tokens         largest number of output tokens that a request may ask for
         raises             UnsupportedError if a control token of the format is not in the vocabulary
         """
-        for token in (kind.default_str() for kind in PROTOCOL_TOKENS):
-            if tokenizer.token_id(token) is None:
-                raise UnsupportedError(
-                    f"{tokenizer.path}: no token {token!r}, expected all control tokens of the V4 conversation format: without "
-                    "its id a turn is only text to the model. Use /v1/completions with a plain prompt."
-                )
+        check_control_tokens(tokenizer)
         self.model_name = model_name
         self.think_end_id = tokenizer.token_id(recipe.SpecialToken.ThinkingEnd.default_str())
         self._preview_rules = preview_rules
