@@ -10,10 +10,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ascend_dsv4.demo import demo_model
+
+if TYPE_CHECKING:
+    from tests.server.clients import Offline, Traffic
 
 STARTUP_SECONDS = 120
 
@@ -79,3 +83,20 @@ def start_server(demo_checkpoint: Path) -> Iterator[Callable[..., LiveServer]]:
 def live(start_server: Callable[..., LiveServer]) -> LiveServer:
     """A server that many tests share; it serves the model `demo`."""
     return start_server("--max-num-seqs", "32", "--max-model-len", "4096", "--max-total-tokens", "32768")
+
+
+@pytest.fixture
+def traffic() -> Iterator[Traffic]:
+    """Makes clients, and at the end of the test checks every byte they received."""
+    from tests.server.clients import Traffic  # the libraries of clients take seconds to load, and few tests need them
+
+    with Traffic() as traffic:
+        yield traffic
+
+
+@pytest.fixture(scope="session")
+def offline(demo_checkpoint: Path) -> Offline:
+    """The model that is served, without the server."""
+    from tests.server.clients import offline_model
+
+    return offline_model(demo_checkpoint)

@@ -8,7 +8,7 @@ go through `extra_body`: the SDK has no arguments for them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from tests.server.clients import (
     THINKING_ENDS_AFTER_SOME_TOKENS,
     Offline,
     Traffic,
-    offline_model,
 )
 
 WEATHER: Any = {"name": "weather", "description": "Forecast", "input_schema": CITY}
@@ -35,19 +34,8 @@ ON: Any = {"type": "enabled", "budget_tokens": 1024}
 
 
 @pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as traffic:
-        yield traffic
-
-
-@pytest.fixture
 def client(traffic: Traffic, live: Any) -> anthropic.Anthropic:
     return traffic.anthropic(live.url)
-
-
-@pytest.fixture(scope="module")
-def offline(demo_checkpoint: Path) -> Offline:
-    return offline_model(demo_checkpoint)
 
 
 def defaults(messages: Any, options: dict[str, Any]) -> dict[str, Any]:

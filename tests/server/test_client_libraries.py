@@ -11,12 +11,11 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.server.clients import API_KEY, CALL_TOKENS, MODEL, QUESTION, TIME, WEATHER, City, Offline, Traffic, offline_model
+from tests.server.clients import API_KEY, CALL_TOKENS, MODEL, QUESTION, TIME, WEATHER, City, Offline, Traffic
 
 CITIES = ({"city": "Rome"}, {"city": "Oslo"})
 NO_THINKING = {"thinking": {"type": "disabled"}}
@@ -37,11 +36,6 @@ def only_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def offline(demo_checkpoint: Path) -> Offline:
-    return offline_model(demo_checkpoint)
-
-
-@pytest.fixture(scope="module")
 def litellm() -> Iterator[Any]:
     loop = asyncio.new_event_loop()  # litellm would make one, and leave it open
     asyncio.set_event_loop(loop)
@@ -52,12 +46,6 @@ def litellm() -> Iterator[Any]:
         yield litellm
     asyncio.set_event_loop(None)
     loop.close()
-
-
-@pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as traffic:
-        yield traffic
 
 
 @pytest.fixture

@@ -7,31 +7,19 @@ import asyncio
 import json
 import random
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import openai
 import pytest
 
 from ascend_dsv4 import SamplingParams
-from tests.server.clients import MODEL, Offline, Traffic, offline_model
-
-
-@pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as traffic:
-        yield traffic
+from tests.server.clients import MODEL, Offline, Traffic
 
 
 @pytest.fixture
 def client(traffic: Traffic, live: Any) -> openai.OpenAI:
     return traffic.openai(live.url)
-
-
-@pytest.fixture(scope="module")
-def offline(demo_checkpoint: Path) -> Offline:
-    return offline_model(demo_checkpoint)
 
 
 @pytest.mark.parametrize("prompt", ["Once upon", [72, 104, 300]])

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -24,7 +22,6 @@ from tests.server.clients import (
     Offline,
     Point,
     Traffic,
-    offline_model,
 )
 
 NO_THINKING: Any = {"effort": "none"}
@@ -33,19 +30,8 @@ FLAT_WEATHER: Any = {"type": "function", **WEATHER["function"]}
 
 
 @pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as traffic:
-        yield traffic
-
-
-@pytest.fixture
 def client(traffic: Traffic, live: Any) -> openai.OpenAI:
     return traffic.openai(live.url)
-
-
-@pytest.fixture(scope="module")
-def offline(demo_checkpoint: Path) -> Offline:
-    return offline_model(demo_checkpoint)
 
 
 def respond(client: openai.OpenAI, content: Any = "Hello", **options: Any) -> Response:

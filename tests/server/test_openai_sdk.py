@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import openai
@@ -28,24 +27,12 @@ from tests.server.clients import (
     Offline,
     Point,
     Traffic,
-    offline_model,
 )
-
-
-@pytest.fixture
-def traffic() -> Iterator[Traffic]:
-    with Traffic() as traffic:
-        yield traffic
 
 
 @pytest.fixture
 def client(traffic: Traffic, live: Any) -> openai.OpenAI:
     return traffic.openai(live.url)
-
-
-@pytest.fixture(scope="module")
-def offline(demo_checkpoint: Path) -> Offline:
-    return offline_model(demo_checkpoint)
 
 
 def chat(client: openai.OpenAI, messages: Any = QUESTION, **options: Any) -> ChatCompletion:
