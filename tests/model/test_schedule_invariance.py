@@ -76,7 +76,7 @@ def test_batched_with_strangers(setting: Setting) -> None:
     others = strangers(7)
     for prompt in others[:3]:
         llm.engine.submit(prompt, DRAWN)
-    mine = [llm.engine.submit(setting.prompt, None, keep_logits=True)]
+    mine = [llm.engine.submit(setting.prompt, SamplingParams(max_tokens=0), keep_logits=True)]
     mine += [llm.engine.submit(setting.prompt, params) for params in (GREEDY, DRAWN)]
     for prompt in others[3:]:
         llm.engine.submit(prompt, GREEDY)
