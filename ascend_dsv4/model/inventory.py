@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ascend_dsv4.config.layers import compressor_roles
-from ascend_dsv4.config.model_config import FP4_BLOCK, ModelConfig
+from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.config.parts import FP4_BLOCK
 
 DTYPE_BYTES: Final[Mapping[str, int]] = {"BF16": 2, "F32": 4, "F8_E4M3": 1, "F8_E8M0": 1, "I8": 1, "I64": 8}
 """The dtypes of releases, under their safetensors names."""

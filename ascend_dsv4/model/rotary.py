@@ -7,7 +7,8 @@ import math
 
 import numpy as np
 
-from ascend_dsv4.config.model_config import ModelConfig, YarnScaling
+from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.config.parts import YarnScaling
 
 
 def inv_freq(config: ModelConfig, ratio: int) -> np.ndarray:
