@@ -13,6 +13,7 @@ if __name__ == "ops":
 OP_NAMES = (
     "adjust_logits",
     "compress_kv",
+    "concat",
     "embed",
     "expert_mlp",
     "grouped_linear",

@@ -62,7 +62,7 @@ class Arg:
 class Out:
     """One output. `dtype` is a name, or "=arg" for the dtype of an argument, or "@attr" for the one an attribute names.
 
-    A dimension is a bound name, a number, or two of them joined by "*" or "//".
+    A dimension is a bound name, a number, or two of them joined by "*", "//" or "+" (the latter two for numbers only).
     """
 
     shape: tuple[Dim, ...]
@@ -194,6 +194,8 @@ def _out_dims(shape: tuple[Dim, ...], sizes: Mapping[str, Any]) -> list[Dim]:
         elif isinstance(dim, str) and dim not in sizes and "//" in dim:
             left, right = (sizes.get(part, part) for part in dim.split("//"))
             dims.append(int(left) // int(right))
+        elif isinstance(dim, str) and dim not in sizes and "+" in dim:
+            dims.append(sum(int(sizes.get(part, part)) for part in dim.split("+")))
         elif isinstance(dim, str) and dim not in sizes and "*" in dim:
             left, right = (sizes.get(part, part) for part in dim.split("*"))
             dims.append(multiply_dims(*(int(p) if isinstance(p, str) and p.isdigit() else p for p in (left, right))))

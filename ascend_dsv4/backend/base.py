@@ -22,9 +22,9 @@ class Plan(Protocol):
     """A compiled graph, bound to its weights and caches."""
 
     def __call__(
-        self, streams: Tensor | None, carry: tuple[Tensor, ...], batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Streams (None for a graph without) and carry."""
+        self, streams: Tensor | None, carry: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Streams (None for a graph without), and what the graph adds to the carry or replaces in it."""
         ...
 
 

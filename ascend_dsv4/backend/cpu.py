@@ -47,16 +47,16 @@ class CpuPlan:
                 self._given.append((path, self._index[value.name]))
         self._steps = self._schedule(graph, ops)
         self._streams = 0 if graph.streams is None else self._index[graph.streams.name]
-        self._carry = tuple(self._index[value.name] for value in graph.carry)
+        self._carry = {name: self._index[value.name] for name, value in graph.carry.items()}
 
     @torch.inference_mode()
     def __call__(
-        self, streams: Tensor | None, carry: tuple[Tensor, ...], batch: Mapping[str, Tensor]
-    ) -> tuple[Tensor | None, tuple[Tensor, ...]]:
+        self, streams: Tensor | None, carry: Mapping[str, Tensor], batch: Mapping[str, Tensor]
+    ) -> tuple[Tensor | None, dict[str, Tensor]]:
         registers = self._registers.copy()
         for path, register in self._given:
             kind, _, name = path.partition(".")
-            registers[register] = streams if kind == "streams" else carry[int(name)] if kind == "carry" else batch[name]
+            registers[register] = streams if kind == "streams" else carry[name] if kind == "carry" else batch[name]
         for step in self._steps:
             inputs = [registers[i] for i in step.inputs]
             result = step.function(*inputs, **step.attrs)
@@ -67,10 +67,10 @@ class CpuPlan:
                 self._observer(step.node, tuple(inputs), tuple(outputs))
             for register in step.last_used:
                 registers[register] = None
-        return registers[self._streams], tuple(registers[i] for i in self._carry)
+        return registers[self._streams], {name: registers[i] for name, i in self._carry.items()}
 
     def _schedule(self, graph: Graph, ops: BoundOps) -> tuple[_Step, ...]:
-        kept = {value.name for value in (*graph.inputs.values(), *graph.carry, *graph.caches.values())}
+        kept = {value.name for value in (*graph.inputs.values(), *graph.carry.values(), *graph.caches.values())}
         if graph.streams is not None:
             kept.add(graph.streams.name)
         last_use = {value.name: i for i, (_, reads) in enumerate(graph.walk()) for value in reads}

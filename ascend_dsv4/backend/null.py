@@ -21,19 +21,19 @@ class NullPlan:
     """Passes streams and carry through; a graph that ends in `logits` produces them."""
 
     def __init__(self, graph: Graph) -> None:
-        self._carry = len(graph.carry)
+        self._carry = dict.fromkeys(graph.carry, np.zeros(0, np.float32))
         last = graph.nodes[-1]
         self._vocab_size = int(last.outs[0].type.shape[-1]) if last.op == "logits" else None
 
     def __call__(
-        self, streams: np.ndarray | None, carry: tuple[np.ndarray, ...], batch: Mapping[str, np.ndarray]
-    ) -> tuple[np.ndarray | None, tuple[np.ndarray, ...]]:
+        self, streams: np.ndarray | None, carry: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
+    ) -> tuple[np.ndarray | None, dict[str, np.ndarray]]:
         if self._vocab_size is None:
-            return batch["input_ids"], carry or (np.zeros(0, np.float32),) * self._carry
+            return batch["input_ids"], self._carry
         ids = batch["input_ids"][batch["logits_rows"]]
         logits = np.zeros((len(ids), self._vocab_size), np.float32)
         logits[np.arange(len(ids)), (ids + 1) % self._vocab_size] = 1
-        return logits, carry
+        return logits, {}
 
 
 def _greedy(logits: np.ndarray, *_: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

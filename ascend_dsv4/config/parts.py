@@ -44,6 +44,7 @@ class DSparkConfig:
     markov_rank: int
     n_routed_experts: int | None = None  # None: as many as the backbone
     num_experts_per_tok: int | None = None
+    taps_inputs: bool = False  # the drafter reads what enters the tapped layers, not what leaves them
 
 
 @dataclass(frozen=True, slots=True)

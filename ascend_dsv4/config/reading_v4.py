@@ -220,7 +220,7 @@ def _read_drafts(mapping: Mapping[str, Any], values: dict[str, Any], problems: P
         layers = found["target_layer_ids"]
         found["target_layer_ids"] = tuple(layers) if isinstance(layers, list) else layers
         experts: dict[str, Any] = {name: mapping.get(f"dspark_{name}") for name in ("n_routed_experts", "num_experts_per_tok")}
-        values["dspark"] = DSparkConfig(**found, **experts)
+        values["dspark"] = DSparkConfig(**found, **experts, taps_inputs=values["hc_delayed"])
 
 
 def _read_rope(mapping: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:

@@ -46,10 +46,11 @@ class Graph:
 
     name: str
     inputs: Mapping[str, Value]
-    """By path: "streams", "carry.0", "batch.positions", "w.attn.q_norm", "caches.win_kv"."""
+    """By path: "streams", "carry.mix", "batch.positions", "w.attn.q_norm", "caches.win_kv"."""
     nodes: tuple[Node, ...]
     streams: Value | None
-    carry: tuple[Value, ...]
+    carry: Mapping[str, Value]
+    """What later graphs of the step read, by name."""
     caches: Mapping[str, Value]
     """Every written cache: its last value."""
 
@@ -139,6 +140,6 @@ def format_graph(graph: Graph) -> str:
         args = ", ".join(arg.name if isinstance(arg, Value) else repr(arg) for arg in node.args)
         attrs = "".join(f", {key}={value!r}" for key, value in node.attrs.items())
         lines.append(f"    {', '.join(results)} = {node.op}({args}{attrs})  # {node.where}")
-    outs = ([graph.streams] if graph.streams else []) + list(graph.carry) + list(graph.caches.values())
+    outs = ([graph.streams] if graph.streams else []) + list(graph.carry.values()) + list(graph.caches.values())
     lines.append(f"  out  {', '.join(value.name for value in outs)}")
     return "\n".join(lines)

@@ -21,7 +21,7 @@ from ascend_dsv4.ops.library import overload
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.spec import OpSpec, ShapeError, TensorType
 
-ModelFunction = Callable[..., tuple[Any, tuple[Any, ...]]]
+ModelFunction = Callable[..., tuple[Any, dict[str, Any]]]
 
 _BUILTIN_NAMES = {
     operator.add: "add", operator.sub: "sub", operator.mul: "mul", operator.truediv: "truediv",
@@ -153,7 +153,7 @@ def trace(
     *,
     w: Any,
     streams: TensorType | None,
-    carry: tuple[TensorType, ...],
+    carry: Mapping[str, TensorType],
     batch: Mapping[str, TensorType],
     caches: Mapping[str, TensorType],
 ) -> Graph:
@@ -169,7 +169,7 @@ def trace(
         inputs[path] = tracer.input(path, tensor)
         return inputs[path]
 
-    tree = {"w": w, "streams": streams, "carry": carry, "batch": dict(batch), "caches": dict(caches)}
+    tree = {"w": w, "streams": streams, "carry": dict(carry), "batch": dict(batch), "caches": dict(caches)}
     proxies = map_leaves(make, tree)
     given = {key: tracer.values[proxy.node] for key, proxy in proxies["caches"].items()}
     tracer.current = dict(given)
@@ -187,6 +187,6 @@ def trace(
         inputs={path: tracer.values[p.node] for path, p in inputs.items() if path in used},
         nodes=tuple(tracer.nodes),
         streams=None if out_streams is None else tracer.values[out_streams.node],
-        carry=tuple(tracer.values[proxy.node] for proxy in out_carry),
+        carry={key: tracer.values[proxy.node] for key, proxy in out_carry.items()},
         caches={key: value for key, value in tracer.current.items() if value != given[key]},
     )

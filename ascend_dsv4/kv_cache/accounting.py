@@ -77,7 +77,7 @@ def account(config: ModelConfig, engine: EngineConfig) -> CacheAccount:
         for cache in caches:
             owners.setdefault(cache, []).append(layer_type)
     uses = tuple(_use(plan, cache, layer_types, tokens, engine.max_num_seqs) for cache, layer_types in owners.items())
-    order = ("win_kv", "cmp_kv", "idx_kv", "cmp_state", "idx_state")
+    order = ("win_kv", "mla_kv", "cmp_kv", "idx_kv", "cmp_state", "idx_state", "pair_state")
     stages = ["draft"] * config.num_draft_stages
     draft = _use(plan, draft_cache(config, engine), stages, tokens, engine.max_num_seqs) if stages else None
     return CacheAccount(tuple(sorted(uses, key=lambda use: (order.index(use.name), use.group))), tokens, draft)

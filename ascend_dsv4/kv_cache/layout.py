@@ -4,8 +4,8 @@
 Blocks come from one pool per group, shared by all layers: a request holds one block table per group.
 
     window      win_kv (and draft_kv): one row per token, given back once the window has passed
-    cmp<ratio>  cmp_kv, idx_kv: one row per `ratio` tokens, kept as long as the request
-    state       cmp_state, idx_state: one slot per request, rows addressed by position
+    cmp<ratio>  cmp_kv, mla_kv, idx_kv: one row per `ratio` tokens, kept as long as the request
+    state       cmp_state, idx_state, pair_state: one slot per request, rows addressed by position
 """
 
 from __future__ import annotations
@@ -15,16 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ascend_dsv4.config.engine_config import EngineConfig
-from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, compressor_roles, layer_specs
+from ascend_dsv4.config.layers import LayerSpec, compressor_roles, draft_layer, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import CapacityError, ConfigError
 from ascend_dsv4.ops.spec import DTYPE_BYTES
 
 CACHE_DTYPES = {"float32": "float32", "bf16": "bfloat16", "packed": "uint8"}
-KV_SCALE_GROUP = 64
-FP4_SCALE_GROUP = 32
-
-
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
     """One cache tensor of one layer: [blocks of the group, block_rows, *row_shape]."""
@@ -44,32 +40,57 @@ class CacheSpec:
         return self.block_rows * self.row_bytes
 
 
-def packed_kv_bytes(head_dim: int, rope_dim: int) -> int:
-    """Bytes of a packed KV row: E4M3 codes, bf16 rotary channels, one scale byte per 64 codes, padded to 8 bytes."""
-    codes = head_dim - rope_dim
-    return -(-(codes + 2 * rope_dim + -(-codes // KV_SCALE_GROUP)) // 8) * 8
-
-
-def packed_index_bytes(index_head_dim: int) -> int:
-    """Bytes of a packed index key: two E2M1 codes a byte, one scale byte per 32 codes."""
-    return index_head_dim // 2 + index_head_dim // FP4_SCALE_GROUP
+def packed_bytes(grid: str, width: int, rope_dim: int) -> int:
+    """Bytes of a row of `width` channels as the codes and scales of its grid; `rope_dim` of them are rotated."""
+    if grid == "fp8":  # E4M3, the rotated channels in bf16, one scale byte per 64 codes, padded to 8 bytes
+        codes = width - rope_dim
+        return -(-(codes + 2 * rope_dim + -(-codes // 64)) // 8) * 8
+    if grid == "fp8_b32":
+        return width + -(-width // 32)
+    if grid == "fp4_b16_e4m3":
+        return width // 2 + -(-width // 16)
+    if grid in ("fp4_b32", "hadamard_fp4"):
+        return width // 2 + -(-width // 32)
+    # No grid belongs to the model: E4M3 with one float32 scale per 128 codes, rotated channels in bf16.
+    codes = width - rope_dim
+    return codes + 4 * -(-codes // 128) + 2 * rope_dim
 
 
 def layer_caches(config: ModelConfig, engine: EngineConfig, spec: LayerSpec) -> tuple[CacheSpec, ...]:
-    """The caches of one layer."""
-    dtype = CACHE_DTYPES[engine.kv_cache]
-    packed = engine.kv_cache == "packed"
-    kv = (packed_kv_bytes(config.head_dim, config.qk_rope_head_dim) if packed else config.head_dim,)
-    caches = [CacheSpec("win_kv", "window", engine.window_block_size, kv, dtype)]
-    if spec.ratio:
-        group, block_rows = f"cmp{spec.ratio}", engine.block_size // spec.ratio
-        caches.append(CacheSpec("cmp_kv", group, block_rows, kv, dtype))
+    """The caches that one layer owns."""
+    grids, rope_dim = config.cache_grids, config.qk_rope_head_dim
+    group, block_rows = f"cmp{spec.ratio}", engine.block_size // (spec.ratio or 1)
+
+    def paged(name: str, group: str, block_rows: int, width: int, grid: str, rope_dim: int) -> CacheSpec:
+        if engine.kv_cache == "packed":
+            width = packed_bytes(grid, width, rope_dim)
+        return CacheSpec(name, group, block_rows, (width,), CACHE_DTYPES[engine.kv_cache])
+
+    caches = []
+    if config.mla is not None:
+        caches.append(paged("mla_kv", group, block_rows, config.mla.kv_lora_rank + rope_dim, "none", rope_dim))
+    else:
+        caches.append(paged("win_kv", "window", engine.window_block_size, config.head_dim, grids.window, rope_dim))
+    if spec.layer_type in ("csa", "hca", "full"):
+        caches.append(paged("cmp_kv", group, block_rows, config.head_dim, grids.entries, rope_dim))
+    if spec.layer_type in ("csa", "hca"):
         caches.append(_state("cmp_state", spec.ratio, config.head_dim))
+    if spec.layer_type in ("csa", "full") or (config.mla is not None and config.index_topk):
+        caches.append(paged("idx_kv", group, block_rows, config.index_head_dim, grids.index, 0))
     if spec.layer_type == "csa":
-        index = (packed_index_bytes(config.index_head_dim) if packed else config.index_head_dim,)
-        caches.append(CacheSpec("idx_kv", group, block_rows, index, dtype))
         caches.append(_state("idx_state", spec.ratio, config.index_head_dim))
+    if spec.layer_type == "full" and spec.ratio > 1:
+        caches.append(_state("pair_state", spec.ratio, config.head_dim))
     return tuple(caches)
+
+
+BORROWED = ("cmp_kv", "idx_kv")
+"""Caches of its source that a layer with a `kv_source` reads; the latter only if it indexes."""
+
+
+def borrowed_caches(spec: LayerSpec) -> tuple[str, ...]:
+    """Names of the caches that the layer reads out of its source."""
+    return {"reindex": BORROWED, "reuse": BORROWED[:1]}.get(spec.layer_type, ())
 
 
 def _state(name: str, ratio: int, head_dim: int) -> CacheSpec:
@@ -84,7 +105,7 @@ def _state(name: str, ratio: int, head_dim: int) -> CacheSpec:
 
 def draft_cache(config: ModelConfig, engine: EngineConfig) -> CacheSpec:
     """Window rows of a draft stage; they lie in the same blocks as the backbone's."""
-    window = layer_caches(config, engine, DRAFT_LAYER)[0]
+    window = layer_caches(config, engine, draft_layer(config))[0]
     return CacheSpec("draft_kv", window.group, window.block_rows, window.row_shape, window.dtype)
 
 
@@ -100,6 +121,7 @@ class CachePlan:
     block_size: int
     window_block_size: int
     window: int
+    """Tokens a window reaches back; 0 for a model without windows."""
     max_model_len: int
 
     @property
@@ -110,6 +132,13 @@ class CachePlan:
         """Shape of a cache tensor."""
         return (self.num_blocks[cache.group], cache.block_rows, *cache.row_shape)
 
+    def readable(self, spec: LayerSpec, layer: int) -> tuple[CacheSpec, ...]:
+        """The caches of a layer, and those that it reads out of its source."""
+        if spec.kv_source is None:
+            return self.layers[layer]
+        names = borrowed_caches(spec)
+        return (*self.layers[layer], *(cache for cache in self.layers[spec.kv_source] if cache.name in names))
+
     def caches(self) -> Iterator[CacheSpec]:
         """Every cache of every layer."""
         return (cache for layer in self.layers for cache in layer)
@@ -118,6 +147,17 @@ class CachePlan:
     def total_bytes(self) -> int:
         """What an engine allocates."""
         return sum(self.num_blocks[cache.group] * cache.block_bytes for cache in self.caches())
+
+
+def _window_blocks(config: ModelConfig, engine: EngineConfig, max_len: int) -> tuple[int, int]:
+    """Blocks of the window group, and columns of a request's table."""
+    block = engine.window_block_size
+    window_blocks = -(-config.sliding_window // block) + 2
+    # Rows written in a step lie beside those it reads: a step's tokens need blocks on top of every sequence's window.
+    pool = engine.max_num_seqs * window_blocks + engine.max_num_batched_tokens // block
+    longest = -(-max_len // block)
+    columns = min(window_blocks + -(-engine.max_num_batched_tokens // block), longest)
+    return min(pool, engine.max_num_seqs * longest), columns
 
 
 def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
@@ -137,13 +177,9 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
             f"max_total_tokens={total} holds no sequence of max_model_len={max_len} tokens; a sequence must fit whole. "
             f"Raise max_total_tokens to {max_len} or lower max_model_len."
         )
-    block = engine.window_block_size
-    window_blocks = -(-config.sliding_window // block) + 2
-    # Rows written in a step lie beside those it reads: a step's tokens need blocks on top of every sequence's window.
-    pool = engine.max_num_seqs * window_blocks + engine.max_num_batched_tokens // block
-    longest = -(-max_len // block)
-    num_blocks = {"window": min(pool, engine.max_num_seqs * longest), "state": engine.max_num_seqs}
-    columns = {"window": min(window_blocks + -(-engine.max_num_batched_tokens // block), longest)}
+    num_blocks, columns = {"state": engine.max_num_seqs}, {}
+    if config.sliding_window:
+        num_blocks["window"], columns["window"] = _window_blocks(config, engine, max_len)
     for ratio in sorted({ratio for ratio in config.compress_ratios if ratio}):
         # Sequences end inside a block: every one but the first may waste part of one.
         num_blocks[f"cmp{ratio}"] = -(-total // engine.block_size) + engine.max_num_seqs - 1
@@ -160,7 +196,7 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
         num_blocks=num_blocks,
         table_columns=columns,
         block_size=engine.block_size,
-        window_block_size=block,
+        window_block_size=engine.window_block_size,
         window=config.sliding_window,
         max_model_len=max_len,
     )

@@ -60,6 +60,8 @@ class CacheManager:
             if count:
                 grown = np.asarray(self.pools[f"cmp{ratio}"].allocate(count), dtype=np.int32)
                 blocks.tables[ratio] = np.concatenate([blocks.tables[ratio], grown])
+        if not self.plan.window:
+            return
         new = [index for index in range(start // size, -(-end // size)) if index not in blocks.window]
         blocks.window.update(zip(new, self.pools["window"].allocate(len(new)), strict=True))
 
@@ -68,6 +70,8 @@ class CacheManager:
         held, size = self.requests[request_id].window, self.plan.window_block_size
         first_visible = num_tokens - self.plan.window + 1
         past = [index for index in held if (index + 1) * size <= first_visible]
+        if not past:
+            return
         self.pools["window"].free([held.pop(index) for index in past])
 
     def free(self, request_id: int) -> None:
@@ -76,7 +80,8 @@ class CacheManager:
         for ratio, table in blocks.tables.items():
             self.pools[f"cmp{ratio}"].free(table.tolist())
         self.pools["state"].free([blocks.state_slot])
-        self.pools["window"].free(list(blocks.window.values()))
+        if blocks.window:
+            self.pools["window"].free(list(blocks.window.values()))
 
     def window_slots(self, request_id: int, positions: np.ndarray) -> np.ndarray:
         """Slots of these positions in window caches, int32."""

@@ -23,7 +23,7 @@ from ascend_dsv4.model.safetensors_file import SafetensorsFile, TensorEntry, loa
 from ascend_dsv4.quant import fp4, fp8_blockwise
 
 if TYPE_CHECKING:
-    from ascend_dsv4.model.inventory import TensorSpec
+    from ascend_dsv4.model.tensor_spec import TensorSpec
 
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_INDEX_BYTES: Final = 100_000_000  # the largest release (150,000 tensors) needs 15 MB
@@ -121,8 +121,8 @@ class Checkpoint:
 
     @property
     def has_draft(self) -> bool:
-        """Whether the draft stages (`mtp.*`) are stored."""
-        return any(name.startswith(DRAFT_PREFIX) for name in self._tensors)
+        """Whether draft stages are stored: `mtp.*`, or the layer that V3.2 appends to draft with."""
+        return any(name.startswith(DRAFT_PREFIX) or name.endswith(".eh_proj.weight") for name in self._tensors)
 
     def names(self) -> tuple[str, ...]:
         """All released names, sorted."""
@@ -218,7 +218,7 @@ class Checkpoint:
             wrong_dtype=tuple(
                 f"{name} (got {found[name].dtype}, expected {specs[name].dtype})"
                 for name in common
-                if not self._is_dtype(found[name].dtype, specs[name].dtype)
+                if found[name].dtype not in specs[name].also and not self._is_dtype(found[name].dtype, specs[name].dtype)
             ),
         )
 

@@ -12,7 +12,7 @@ import numpy as np
 from ascend_dsv4.errors import CheckpointError
 from ascend_dsv4.graph.tree import leaves, map_leaves
 from ascend_dsv4.model.checkpoint import Checkpoint
-from ascend_dsv4.model.weights import Constant, ModelWeights, MtpWeights, Param, is_parameter
+from ascend_dsv4.model.weights import Constant, HeadRows, ModelWeights, MtpWeights, Param, is_parameter
 
 _RAW = {
     ("BF16", "bfloat16"), ("F32", "float32"), ("F8_E4M3", "float8_e4m3fn"), ("F8_E8M0", "uint8"), ("U8", "uint8"),
@@ -98,12 +98,28 @@ def read_parameter(checkpoint: Checkpoint, param: Param) -> np.ndarray:
 
 def _convert(checkpoint: Checkpoint, name: str, param: Param) -> np.ndarray:
     stored, resident = checkpoint.entry(name).dtype, param.type.dtype
-    if (stored, resident) in _RAW:
-        return checkpoint.array(name).view(_BITS[resident])
+    if (stored, resident) in _RAW and param.heads is None:
+        bits = checkpoint.array(name).view(_BITS[resident])
+        return bits if param.scale_rows is None else _finer_scales(bits, *param.scale_rows)
     if stored == "I64":
         return _id_table(name, checkpoint.array(name), param.id_limit)
     values = checkpoint.read_float32(name, param.block)
+    if param.heads is not None:
+        values = _head_rows(values, param.heads)
     return to_bfloat16_bits(values) if resident == "bfloat16" else values
+
+
+def _finer_scales(scales: np.ndarray, repeats: int, num_rows: int) -> np.ndarray:
+    """Scales [rows, columns] for blocks that are `repeats` times shorter, of a matrix with `num_rows` such blocks."""
+    return np.ascontiguousarray(np.repeat(scales, repeats, axis=0)[:num_rows])
+
+
+def _head_rows(values: np.ndarray, part: HeadRows) -> np.ndarray:
+    """The part of each head's rows, heads one below the other."""
+    heads = values.reshape(-1, part.rows, values.shape[1])[:, part.start : part.stop]
+    if part.transposed:
+        heads = heads.transpose(0, 2, 1)
+    return np.ascontiguousarray(heads.reshape(-1, heads.shape[-1]))
 
 
 def _id_table(name: str, ids: np.ndarray, limit: int) -> np.ndarray:

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from ascend_dsv4.config.layers import DRAFT_LAYER
+from ascend_dsv4.config.layers import draft_layer
 from ascend_dsv4.model.attention import linear
-from ascend_dsv4.model.deepseek_v4 import Carry, Tensors, decoder_layer, head
+from ascend_dsv4.model.decoder import Tensors, decoder_layer, head
 from ascend_dsv4.model.weights import MtpWeights, Tensor
 
 
 def mtp_stage(
-    ops: Any, cfg: Any, w: MtpWeights, streams: Tensor, carry: Carry, batch: Tensors, caches: Tensors
-) -> tuple[Tensor, Carry]:
+    ops: Any, cfg: Any, w: MtpWeights, streams: Tensor, carry: Tensors, batch: Tensors, caches: Tensors
+) -> tuple[Tensor, Tensors]:
     """Logits for token t + 2 from the backbone's streams at t and, in batch["input_ids"], token t + 1.
 
     streams [num_tokens, hc_mult, hidden_size] after the last layer, before the head; positions are those of the streams.
@@ -22,6 +22,6 @@ def mtp_stage(
     token = ops.embed(batch["input_ids"], w.embed, hc_mult=1, out_dtype=cfg.dtype)  # [num_tokens, 1, hidden_size]
     token = linear(ops, cfg, ops.rms_norm(token, w.enorm, eps=cfg.rms_norm_eps), w.e_proj)
     streams = token + linear(ops, cfg, ops.rms_norm(streams, w.hnorm, eps=cfg.rms_norm_eps), w.h_proj)
-    streams, _ = decoder_layer(ops, cfg, w.layer, streams, carry, batch, caches, spec=DRAFT_LAYER)
+    streams, carry = decoder_layer(ops, cfg, w.layer, streams, carry, batch, caches, spec=draft_layer(cfg))
     logits, _ = head(ops, cfg, w.head, streams, carry, batch, caches)
-    return logits, (streams,)
+    return logits, {"streams": streams}

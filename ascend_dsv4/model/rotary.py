@@ -12,7 +12,7 @@ from ascend_dsv4.config.parts import YarnScaling
 
 
 def inv_freq(config: ModelConfig, ratio: int) -> np.ndarray:
-    """Frequencies [qk_rope_head_dim / 2] float32 of a layer with this compression ratio.
+    """Frequencies [qk_rope_head_dim / 2] float32 of a layer with this ratio; 0 for one without kept entries.
 
     Each step is rounded to float32 as in the released code: at a million tokens one unit in the last place of a
     frequency is a visible angle.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model's weights as frozen dataclasses, and where each comes from in a checkpoint.
 
-`model_weights(config, weight_format)` is a tree of `Param`: types for tracing, tensor names for loading. The loader turns it
+`model_weights` of weight_trees.py is a tree of `Param`: types for tracing, tensor names for loading. The loader turns it
 into a tree of tensors of the same form. Names are the released ones; `names.py` maps other spellings to them.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ascend_dsv4.config.layers import DRAFT_LAYER, LayerSpec, compressor_roles, layer_specs
+from ascend_dsv4.config.layers import LayerSpec, compressor_roles, draft_layer, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.model.rotary import inv_freq
@@ -27,6 +27,16 @@ FP4_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
+class HeadRows:
+    """Rows start … stop of every head's `rows` rows of a matrix, transposed within a head or not."""
+
+    rows: int
+    start: int
+    stop: int
+    transposed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Param:
     """A resident tensor: the named checkpoint tensors joined along their first axis and viewed as `type`."""
 
@@ -36,6 +46,11 @@ class Param:
     """FP8 scale block, for formats that dequantise while loading."""
     id_limit: int = 0
     """For a table of ids: they must be below this."""
+    heads: HeadRows | None = None
+    """For a part of each head's rows."""
+    scale_rows: tuple[int, int] | None = None
+    """For scales whose blocks are made smaller, so that parts joined one below the other keep blocks of their own: how often
+    each stored row is repeated, and the rows of a part afterwards."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +80,9 @@ class HyperConnection(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class CompressorWeights:
     wkv: Matrix
-    wgate: Matrix
-    ape: Tensor
+    wgate: Matrix | None
+    """None where a group is one token."""
+    ape: Tensor | None
     norm: Tensor
 
 
@@ -74,7 +90,12 @@ class CompressorWeights:
 class IndexerWeights:
     wq_b: Matrix
     weights_proj: Matrix
-    compressor: CompressorWeights
+    compressor: CompressorWeights | None = None
+    """csa: the indexer's own."""
+    wk: Matrix | None = None
+    """Keys out of entries (full) or tokens (mla); None where an earlier layer's keys are read."""
+    k_norm: Tensor | None = None
+    k_bias: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,31 +113,68 @@ class AttentionWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class MlaWeights:
+    wq_a: Matrix
+    q_norm: Tensor
+    wq_b: Matrix
+    wkv_a: Matrix
+    """Latent row and rotated key, [kv_lora_rank + qk_rope_head_dim, hidden_size]."""
+    kv_norm: Tensor
+    wk: Matrix
+    """Per head, query to latent space: [num_heads · kv_lora_rank, qk_nope_head_dim]."""
+    wv: Matrix
+    """Per head, latent row to value: [num_heads · v_head_dim, kv_lora_rank]."""
+    wo: Matrix
+    indexer: IndexerWeights | None
+
+
+@dataclass(frozen=True, slots=True)
+class MlpWeights:
+    """down(silu(gate) · up): w1 is the gate, w3 up, w2 down."""
+
+    w1: Matrix
+    w2: Matrix
+    w3: Matrix
+
+
+@dataclass(frozen=True, slots=True)
 class MoeWeights:
     gate: Matrix
     bias: Tensor | None
+    bias_vl: Tensor | None
+    """Bias for tokens of images."""
     tid2eid: Tensor | None
     w13: Matrix
     """[n_routed_experts, 2 · moe_intermediate_size, hidden_size], gate rows first."""
     w2: Matrix
-    shared_w1: Matrix
-    shared_w2: Matrix
-    shared_w3: Matrix
+    shared: MlpWeights
+
+
+@dataclass(frozen=True, slots=True)
+class EngramWeights:
+    """What reads the rows of an n-gram table; the table itself is in the store."""
+
+    wkv: Matrix
+    """[(hc_mult + 1) · hidden_size, columns · head_dim]: a key per stream, then the value."""
+    q_weight: Tensor
+    k_weight: Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
     attn_norm: Tensor
-    attn_hc: HyperConnection
-    attn: AttentionWeights
+    attn_hc: HyperConnection | None
+    attn: AttentionWeights | MlaWeights
     ffn_norm: Tensor
-    ffn_hc: HyperConnection
-    moe: MoeWeights
+    ffn_hc: HyperConnection | None
+    moe: MoeWeights | None
+    mlp: MlpWeights | None
+    engram: EngramWeights | None
 
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    hc: HyperConnection
+    hc: HyperConnection | None
     norm: Tensor
     head: Tensor
 
@@ -140,11 +198,16 @@ class ModelWeights:
     layers: tuple[LayerWeights, ...]
     head: HeadWeights
     rotary: dict[str, Tensor]
-    """Frequencies by rotary table: "plain", and "yarn" if any layer compresses."""
+    """Frequencies by rotary table: "plain" if any layer has a window, "yarn" if any keeps entries."""
 
 
-class _Builder:
+class Builder:
     """Parameters by released name in one weight format."""
+
+    EMBEDDING = "embed.weight"
+    LAYER = "layers.{}"
+    SCALE = ("scale", "uint8")
+    """Last part of the name of a matrix's scales, and their dtype."""
 
     def __init__(self, config: ModelConfig, weight_format: WeightFormat) -> None:
         if weight_format not in DENSE_DTYPE:
@@ -165,7 +228,7 @@ class _Builder:
         return Matrix(self.vector(f"{prefix}.weight", out_features, in_features), None, (1, 1))
 
     def matrix(self, prefix: str, out_features: int, in_features: int) -> Matrix:
-        """A matrix stored in FP8 by quantised releases."""
+        """A matrix stored in FP8 by quantised releases, a scale per block."""
         block = self.config.weight_block_size
         if block is None or not self.released:
             param = Param(TensorType((out_features, in_features), self.dense), (f"{prefix}.weight",), block or (1, 1))
@@ -173,7 +236,7 @@ class _Builder:
         scales = (-(-out_features // block[0]), -(-in_features // block[1]))
         return Matrix(
             Param(TensorType((out_features, in_features), "float8_e4m3fn"), (f"{prefix}.weight",), block),
-            Param(TensorType(scales, "uint8"), (f"{prefix}.scale",), block),
+            Param(TensorType(scales, self.SCALE[1]), (f"{prefix}.{self.SCALE[0]}",), block),
             block,
         )
 
@@ -205,22 +268,30 @@ class _Builder:
 
     def compressor(self, prefix: str, ratio: int, entry_dim: int) -> CompressorWeights:
         width = entry_dim * compressor_roles(ratio)
+        has_ape = not self.config.kv_source_layer_ids
         return CompressorWeights(
             self.plain(f"{prefix}.wkv", width, self.config.hidden_size),
-            self.plain(f"{prefix}.wgate", width, self.config.hidden_size),
-            self.float32(f"{prefix}.ape", ratio, width),
+            self.plain(f"{prefix}.wgate", width, self.config.hidden_size) if ratio > 1 else None,
+            self.float32(f"{prefix}.ape", ratio, width) if has_ape else None,
             self.vector(f"{prefix}.norm.weight", entry_dim),
         )
 
-    def attention(self, prefix: str, spec: LayerSpec) -> AttentionWeights:
+    def indexer(self, prefix: str, spec: LayerSpec) -> IndexerWeights | None:
         c = self.config
-        indexer = None
-        if spec.layer_type == "csa":
-            indexer = IndexerWeights(
-                self.matrix(f"{prefix}.indexer.wq_b", c.index_n_heads * c.index_head_dim, c.q_lora_rank),
-                self.plain(f"{prefix}.indexer.weights_proj", c.index_n_heads, c.hidden_size),
-                self.compressor(f"{prefix}.indexer.compressor", spec.ratio, c.index_head_dim),
-            )
+        if spec.layer_type not in ("csa", "full", "reindex"):
+            return None
+        full = spec.layer_type == "full"
+        return IndexerWeights(
+            self.matrix(f"{prefix}.wq_b", c.index_n_heads * c.index_head_dim, c.q_lora_rank),
+            self.plain(f"{prefix}.weights_proj", c.index_n_heads, c.hidden_size),
+            self.compressor(f"{prefix}.compressor", spec.ratio, c.index_head_dim) if spec.layer_type == "csa" else None,
+            self.plain(f"{prefix}.wk", c.index_head_dim, c.head_dim) if full else None,
+            self.vector(f"{prefix}.k_norm.weight", c.index_head_dim) if full else None,
+        )
+
+    def attention(self, prefix: str, spec: LayerSpec) -> AttentionWeights | MlaWeights:
+        c = self.config
+        compresses = spec.layer_type in ("csa", "hca", "full")
         group_width = c.num_attention_heads * c.head_dim // c.o_groups
         return AttentionWeights(
             wq_a=self.matrix(f"{prefix}.wq_a", c.q_lora_rank, c.hidden_size),
@@ -231,11 +302,11 @@ class _Builder:
             wo_a=self.matrix(f"{prefix}.wo_a", c.o_groups * c.o_lora_rank, group_width),
             wo_b=self.matrix(f"{prefix}.wo_b", c.hidden_size, c.o_groups * c.o_lora_rank),
             sink=self.float32(f"{prefix}.attn_sink", c.num_attention_heads),
-            compressor=self.compressor(f"{prefix}.compressor", spec.ratio, c.head_dim) if spec.ratio else None,
-            indexer=indexer,
+            compressor=self.compressor(f"{prefix}.compressor", spec.ratio, c.head_dim) if compresses else None,
+            indexer=self.indexer(f"{prefix}.indexer", spec),
         )
 
-    def moe(self, prefix: str, spec: LayerSpec) -> MoeWeights:
+    def moe(self, prefix: str, spec: LayerSpec, sees_images: bool) -> MoeWeights:
         c = self.config
         hashed = spec.mlp_type == "hash_moe"
         table = TensorType((c.vocab_size, c.num_experts_per_tok), "int32")
@@ -243,12 +314,25 @@ class _Builder:
         return MoeWeights(
             gate=self.plain(f"{prefix}.gate", c.n_routed_experts, c.hidden_size),
             bias=None if hashed else self.float32(f"{prefix}.gate.bias", c.n_routed_experts),
+            bias_vl=self.float32(f"{prefix}.gate.bias_vl", c.n_routed_experts) if sees_images else None,
             tid2eid=Param(table, (f"{prefix}.gate.tid2eid",), (1, 1), c.n_routed_experts) if hashed else None,
             w13=self.experts(f"{prefix}.experts", ("w1", "w3"), c.moe_intermediate_size, c.hidden_size),
             w2=self.experts(f"{prefix}.experts", ("w2",), c.hidden_size, c.moe_intermediate_size),
-            shared_w1=self.matrix(f"{prefix}.shared_experts.w1", shared_size, c.hidden_size),
-            shared_w2=self.matrix(f"{prefix}.shared_experts.w2", c.hidden_size, shared_size),
-            shared_w3=self.matrix(f"{prefix}.shared_experts.w3", shared_size, c.hidden_size),
+            shared=MlpWeights(
+                self.matrix(f"{prefix}.shared_experts.w1", shared_size, c.hidden_size),
+                self.matrix(f"{prefix}.shared_experts.w2", c.hidden_size, shared_size),
+                self.matrix(f"{prefix}.shared_experts.w3", shared_size, c.hidden_size),
+            ),
+        )
+
+    def engram(self, prefix: str) -> EngramWeights:
+        c = self.config
+        assert c.engram is not None
+        width = c.engram.num_columns * c.engram.head_dim
+        return EngramWeights(
+            self.matrix(f"{prefix}.wkv", (c.hc_mult + 1) * c.hidden_size, width),
+            self.vector(f"{prefix}.q_weight", c.hc_mult, c.hidden_size),
+            self.vector(f"{prefix}.k_weight", c.hc_mult, c.hidden_size),
         )
 
     def layer(self, prefix: str, spec: LayerSpec) -> LayerWeights:
@@ -260,7 +344,9 @@ class _Builder:
             attn=self.attention(f"{prefix}.attn", spec),
             ffn_norm=self.vector(f"{prefix}.ffn_norm.weight", c.hidden_size),
             ffn_hc=self.hyper(f"{prefix}.hc_ffn", coefficients, 3),
-            moe=self.moe(f"{prefix}.ffn", spec),
+            moe=self.moe(f"{prefix}.ffn", spec, c.vision is not None and not prefix.startswith("mtp.")),
+            mlp=None,
+            engram=self.engram(f"{prefix}.engram") if spec.engram is not None else None,
         )
 
     def embedding(self, name: str) -> Param:
@@ -268,7 +354,7 @@ class _Builder:
 
     def head(self, prefix: str) -> HeadWeights:
         return HeadWeights(
-            self.hyper(f"{prefix}hc_head", self.config.hc_mult, 1),
+            None if self.config.hc_delayed else self.hyper(f"{prefix}hc_head", self.config.hc_mult, 1),
             self.vector(f"{prefix}norm.weight", self.config.hidden_size),
             self.embedding("head.weight"),
         )
@@ -281,28 +367,27 @@ class _Builder:
             hnorm=self.vector("mtp.0.hnorm.weight", size),
             e_proj=self.matrix("mtp.0.e_proj", size, size),
             h_proj=self.matrix("mtp.0.h_proj", size, size),
-            layer=self.layer("mtp.0", DRAFT_LAYER),
+            layer=self.layer("mtp.0", draft_layer(self.config)),
             head=self.head("mtp.0."),
         )
 
 
-def mtp_weights(config: ModelConfig, weight_format: WeightFormat) -> MtpWeights:
-    """The tree of parameters of the MTP stage."""
-    return _Builder(config, weight_format).mtp()
+    def model(self) -> ModelWeights:
+        config = self.config
+        return ModelWeights(
+            embed=self.embedding(self.EMBEDDING),
+            layers=tuple(self.layer(self.LAYER.format(i), spec) for i, spec in enumerate(layer_specs(config))),
+            head=self.head(""),
+            rotary=rotary_tables(config),
+        )
 
 
-def model_weights(config: ModelConfig, weight_format: WeightFormat) -> ModelWeights:
-    """The tree of parameters of the backbone."""
-    build = _Builder(config, weight_format)
-    tables = {"plain": inv_freq(config, 0)}
-    if any(config.compress_ratios):
-        tables["yarn"] = inv_freq(config, max(config.compress_ratios))
-    return ModelWeights(
-        embed=build.embedding("embed.weight"),
-        layers=tuple(build.layer(f"layers.{i}", spec) for i, spec in enumerate(layer_specs(config))),
-        head=build.head(""),
-        rotary={name: Constant(TensorType(table.shape, "float32"), table) for name, table in tables.items()},
-    )
+def rotary_tables(config: ModelConfig) -> dict[str, Constant]:
+    """Frequencies by rotary table."""
+    kept = [ratio for ratio in config.compress_ratios if ratio]
+    tables = {"plain": inv_freq(config, 0)} if config.sliding_window else {}
+    tables |= {"yarn": inv_freq(config, max(kept))} if kept else {}
+    return {name: Constant(TensorType(table.shape, "float32"), table) for name, table in tables.items()}
 
 
 def is_parameter(item: Any) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ascend_dsv4.kv_cache.layout import CachePlan
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.ops.spec import TensorType
 
@@ -34,13 +35,13 @@ class StepRequest:
         return self.end - min(max(self.logits_from, self.start), self.end)
 
 
-def batch_types(ratios: Sequence[int]) -> dict[str, TensorType]:
+def batch_types(plan: CachePlan) -> dict[str, TensorType]:
     """Names and types of a batch; see `build_batch` for what they hold."""
-    rows = ("input_ids", "positions", "req_idx", "window_slots")
-    types: dict[str, tuple[str, ...]] = dict.fromkeys(rows, ("num_tokens",))
+    types: dict[str, tuple[str, ...]] = dict.fromkeys(("input_ids", "positions", "req_idx"), ("num_tokens",))
     types |= {"cu_query_lens": ("num_query_starts",), "state_slots": ("num_reqs",), "logits_rows": ("num_rows",)}
-    types |= {"window_table": ("num_reqs", "window_columns")}
-    for ratio in ratios:
+    if plan.window:
+        types |= {"window_slots": ("num_tokens",), "window_table": ("num_reqs", "window_columns")}
+    for ratio in plan.ratios:
         types |= {f"cmp{ratio}_slots": ("num_tokens",), f"cmp{ratio}_table": ("num_reqs", f"cmp{ratio}_columns")}
     return {name: TensorType(shape, "int32") for name, shape in types.items()}
 
@@ -52,13 +53,15 @@ def build_batch(requests: Sequence[StepRequest], manager: CacheManager, bucket: 
     req_idx                   row of each token's request in the tables; -1 for padding
     cu_query_lens             where each request's rows begin, and where the last one ends
     window_slots, cmp<r>_slots    where the row's window key, and the entry it closes, are written; -1 for nowhere
-    window_table, cmp<r>_table    block tables, state_slots the state slot of each request
+    window_table, cmp<r>_table    block tables, state_slots the state slot of each request (no window_* without windows)
     logits_rows               rows of which logits are wanted
     """
     lengths = [len(request.token_ids) for request in requests]
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     padding = -int(starts[-1]) % bucket
-    rows: dict[str, list[np.ndarray]] = {"input_ids": [], "positions": [], "req_idx": [], "window_slots": []}
+    has_window = bool(manager.plan.window)
+    rows: dict[str, list[np.ndarray]] = {"input_ids": [], "positions": [], "req_idx": []}
+    rows |= {"window_slots": []} if has_window else {}
     rows |= {f"cmp{ratio}_slots": [] for ratio in manager.plan.ratios}
     wanted: list[np.ndarray] = []
     for i, (request, length) in enumerate(zip(requests, lengths, strict=True)):
@@ -66,7 +69,8 @@ def build_batch(requests: Sequence[StepRequest], manager: CacheManager, bucket: 
         rows["input_ids"].append(np.asarray(request.token_ids, dtype=np.int32))
         rows["positions"].append(positions)
         rows["req_idx"].append(np.full(length, i, dtype=np.int32))
-        rows["window_slots"].append(manager.window_slots(request.request_id, positions))
+        if has_window:
+            rows["window_slots"].append(manager.window_slots(request.request_id, positions))
         for ratio in manager.plan.ratios:
             rows[f"cmp{ratio}_slots"].append(manager.entry_slots(request.request_id, positions, ratio))
         wanted.append(np.arange(starts[i + 1] - request.num_logits, starts[i + 1], dtype=np.int32))
@@ -78,7 +82,8 @@ def build_batch(requests: Sequence[StepRequest], manager: CacheManager, bucket: 
     batch["cu_query_lens"] = starts
     batch["state_slots"] = np.asarray([manager.state_slot(i) for i in ids], dtype=np.int32)
     batch["logits_rows"] = np.concatenate(wanted)
-    batch["window_table"] = np.stack([manager.window_table(i) for i in ids])
+    if has_window:
+        batch["window_table"] = np.stack([manager.window_table(i) for i in ids])
     for ratio in manager.plan.ratios:
         batch[f"cmp{ratio}_table"] = np.stack([manager.entry_table(i, ratio) for i in ids])
     return batch

@@ -13,9 +13,10 @@ from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.trace import ModelFunction, trace
 from ascend_dsv4.graph.tree import map_leaves
 from ascend_dsv4.kv_cache.layout import CachePlan, CacheSpec
-from ascend_dsv4.model.deepseek_v4 import ForwardConfig, decoder_layer, embed, head, step_table_names, step_tables
+from ascend_dsv4.model.decoder import ForwardConfig, decoder_layer, embed, head, step_tables
+from ascend_dsv4.engram.rows import row_bytes
 from ascend_dsv4.model.mtp import mtp_stage
-from ascend_dsv4.model.weights import ModelWeights, MtpWeights, is_parameter
+from ascend_dsv4.model.weights import ModelWeights, MtpWeights, is_parameter, rotary_tables
 from ascend_dsv4.ops.spec import TensorType
 from ascend_dsv4.runner.batch import batch_types
 
@@ -40,35 +41,48 @@ class _Tracer:
     def __init__(self, config: ModelConfig, cfg: ForwardConfig, plan: CachePlan) -> None:
         self._cfg = cfg
         self._plan = plan
-        half = config.qk_rope_head_dim // 2
-        tables = {name: TensorType(("num_tokens", half), "float32") for name in step_table_names(config)}
-        self._batch = batch_types(plan.ratios) | tables
-        self.streams = TensorType(("num_tokens", config.hc_mult, config.hidden_size), cfg.dtype)
+        self._batch = batch_types(plan)
+        if config.engram is not None:
+            row = (config.engram.num_columns, row_bytes(cfg.engram_format, config.engram.head_dim))
+            self._batch |= {f"engram{i}": TensorType(("num_tokens", *row), "uint8") for i in range(len(config.engram.layer_ids))}
+        sizes = (config.hc_mult, config.hidden_size) if config.hc_mult else (config.hidden_size,)
+        self.streams = TensorType(("num_tokens", *sizes), cfg.dtype)
+        self._carry: dict[str, TensorType] = {}
 
     def graph(
         self, name: str, function: ModelFunction, params: Any, into: TensorType | None, caches: tuple[CacheSpec, ...] = ()
     ) -> Graph:
         types = map_leaves(lambda _, leaf: leaf.type, params, is_parameter)
         cache_types = {cache.name: TensorType(self._plan.shape(cache), cache.dtype) for cache in caches}
-        return trace(name, function, self._cfg, w=types, streams=into, carry=(), batch=self._batch, caches=cache_types)
+        return trace(name, function, self._cfg, w=types, streams=into, carry=self._carry, batch=self._batch, caches=cache_types)
+
+    def tables(self, rotary: dict[str, Any]) -> Graph:
+        """Trace the step tables; the graphs traced after them see the tables in the batch."""
+        graph = self.graph("step_tables", step_tables, rotary, None)
+        self._batch |= {name: value.type for name, value in graph.carry.items()}
+        return graph
+
+    def add_to_carry(self, graph: Graph) -> None:
+        """What a graph hands on is there for the graphs traced after it."""
+        self._carry |= {name: value.type for name, value in graph.carry.items()}
 
 
 def trace_model(config: ModelConfig, cfg: ForwardConfig, params: ModelWeights, plan: CachePlan) -> ModelGraphs:
     """Trace the backbone for these parameters and caches. Needs no weights."""
     tracer = _Tracer(config, cfg, plan)
+    tables = tracer.tables(params.rotary)
+    embedding = tracer.graph("embed", embed, params.embed, None)
     layers: dict[LayerSpec, Graph] = {}
-    for spec, w, caches in zip(layer_specs(config), params.layers, plan.layers, strict=True):
+    for i, (spec, w) in enumerate(zip(layer_specs(config), params.layers, strict=True)):
         if spec not in layers:
+            caches = plan.readable(spec, i)
             layers[spec] = tracer.graph(f"layer {spec}", partial(decoder_layer, spec=spec), w, tracer.streams, caches)
-    return ModelGraphs(
-        step_tables=tracer.graph("step_tables", step_tables, params.rotary, None),
-        embed=tracer.graph("embed", embed, params.embed, None),
-        layers=layers,
-        head=tracer.graph("head", head, params.head, tracer.streams),
-    )
+        tracer.add_to_carry(layers[spec])
+    return ModelGraphs(tables, embedding, layers, tracer.graph("head", head, params.head, tracer.streams))
 
 
 def trace_mtp(config: ModelConfig, cfg: ForwardConfig, params: MtpWeights, plan: CachePlan, cache: CacheSpec) -> Graph:
     """Trace the MTP stage; `cache` holds its window rows."""
     tracer = _Tracer(config, cfg, plan)
+    tracer.tables(rotary_tables(config))
     return tracer.graph("mtp", mtp_stage, params, tracer.streams, (replace(cache, name="win_kv"),))

@@ -23,7 +23,7 @@ STORE = {"rounding": "none", "rope_dim": 0}
 
 
 def traced(function: Any, **caches: TensorType) -> Graph:
-    return trace("test", function, None, w=TensorType((8,), "float32"), streams=ROWS, carry=(), batch=BATCH, caches=caches)
+    return trace("test", function, None, w=TensorType((8,), "float32"), streams=ROWS, carry={}, batch=BATCH, caches=caches)
 
 
 def test_values_are_typed_and_pruned() -> None:

@@ -380,10 +380,17 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"ids": np.array(ids, dtype=np.int32), "logprobs": np.array(logprobs)}
 
 
+def concat(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    x, y = a["x"], a["y"]
+    z = np.empty((*x.shape[:-1], x.shape[-1] + y.shape[-1]))
+    z[..., : x.shape[-1]], z[..., x.shape[-1] :] = x, y
+    return {"z": z}
+
+
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits,
+        adjust_logits, compress_kv, concat, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits,
         moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
     )
 }  # fmt: skip
