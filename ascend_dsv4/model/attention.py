@@ -16,10 +16,12 @@ def attention(
     cos, sin = batch[f"{rotary_table(spec)}_cos"], batch[f"{rotary_table(spec)}_sin"]
     latent = ops.rms_norm(linear(ops, cfg, x, w.wq_a), w.q_norm, eps=cfg.rms_norm_eps)  # [num_tokens, q_lora_rank]
     q = linear(ops, cfg, latent, w.wq_b).reshape(-1, cfg.num_attention_heads, cfg.head_dim)
-    q = ops.rope(ops.rms_norm(q, None, eps=cfg.rms_norm_eps), cos, sin, inverse=False)
+    rope_start = cfg.head_dim - cfg.qk_rope_head_dim
+    q = ops.rms_norm(q, None, eps=cfg.rms_norm_eps)
+    q = ops.rope(q, cos, sin, inverse=False, start=rope_start, layout="adjacent")
 
     kv = ops.rms_norm(linear(ops, cfg, x, w.wkv), w.kv_norm, eps=cfg.rms_norm_eps)  # [num_tokens, head_dim]
-    kv = ops.rope(kv, cos, sin, inverse=False)
+    kv = ops.rope(kv, cos, sin, inverse=False, start=rope_start, layout="adjacent")
     caches["win_kv"] = ops.store_kv(
         caches["win_kv"], kv, batch["window_slots"], rounding=cfg.kv_rounding, rope_dim=cfg.qk_rope_head_dim
     )
@@ -36,7 +38,7 @@ def attention(
         window=cfg.sliding_window, ratio=spec.ratio, scale=cfg.head_dim**-0.5,
     )  # fmt: skip
     # Values carry the rotation of their own position; turning back by the query's leaves the distance.
-    o = ops.rope(o, cos, sin, inverse=True)
+    o = ops.rope(o, cos, sin, inverse=True, start=rope_start, layout="adjacent")
     groups = o.reshape(-1, cfg.o_groups, cfg.num_attention_heads * cfg.head_dim // cfg.o_groups)
     mixed = ops.grouped_linear(groups, *w.wo_a)  # [num_tokens, o_groups, o_lora_rank]
     return linear(ops, cfg, mixed.reshape(-1, cfg.o_groups * cfg.o_lora_rank), w.wo_b)
@@ -81,7 +83,8 @@ def choose_entries(
 ) -> Tensor:
     """Entries each token attends to, [num_tokens, index_topk] int32. Writes the indexer's keys."""
     q = linear(ops, cfg, latent, w.wq_b).reshape(-1, cfg.index_n_heads, cfg.index_head_dim)
-    q = ops.rope(q, batch["yarn_cos"], batch["yarn_sin"], inverse=False)
+    rope_start = cfg.index_head_dim - cfg.qk_rope_head_dim
+    q = ops.rope(q, batch["yarn_cos"], batch["yarn_sin"], inverse=False, start=rope_start, layout="adjacent")
     weights = linear(ops, cfg, x, w.weights_proj) * (cfg.index_head_dim**-0.5 * cfg.index_n_heads**-0.5)
     compress(ops, cfg, spec, w.compressor, x, batch, caches, "idx", cfg.index_rounding)
     return ops.index_topk(

@@ -95,12 +95,13 @@ def normed(row: Array, weight: Array | None, eps: float) -> Array:
     return y if weight is None else y * weight
 
 
-def turned(row: Array, cos: Array, sin: Array) -> Array:
-    """The last 2·len(cos) channels, pair by pair of neighbours."""
-    out, first = row.copy(), len(row) - 2 * len(cos)
+def turned(row: Array, cos: Array, sin: Array, first: int, layout: str) -> Array:
+    """2·len(cos) channels from `first` on, pair by pair."""
+    out, half = row.copy(), len(cos)
     for i, (c, s) in enumerate(zip(cos, sin, strict=True)):
-        a, b = row[first + 2 * i], row[first + 2 * i + 1]
-        out[first + 2 * i], out[first + 2 * i + 1] = a * c - b * s, a * s + b * c
+        left, right = {"adjacent": (2 * i, 2 * i + 1), "halves": (i, i + half)}[layout]
+        a, b = row[first + left], row[first + right]
+        out[first + left], out[first + right] = a * c - b * s, a * s + b * c
     return out
 
 
@@ -140,7 +141,7 @@ def rope(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     out = a["x"].copy()
     for index in np.ndindex(out.shape[:-1]):
         cos, sin = a["cos"][index[0]], a["sin"][index[0]]
-        out[index] = turned(out[index], cos, -sin if attrs["inverse"] else sin)
+        out[index] = turned(out[index], cos, -sin if attrs["inverse"] else sin, attrs["start"], attrs["layout"])
     return {"y": out}
 
 
@@ -225,7 +226,8 @@ def compress_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
                 powers = [math.exp(b[c] - top) for b, _ in terms]
                 entry[c] = sum(p * kv[c] for p, (_, kv) in zip(powers, terms, strict=True)) / sum(powers)
             entry = round_to(normed(round_to(entry, dtype), a["norm"], attrs["eps"]), dtype)
-            entry = round_to(turned(entry, a["cos"][t], a["sin"][t]), dtype)
+            first = head_dim - 2 * a["cos"].shape[1]
+            entry = round_to(turned(entry, a["cos"][t], a["sin"][t], first, "adjacent"), dtype)
             where = divmod(int(a["slots"][t]), cache.shape[1])
             cache[where] = stored(entry, attrs["rounding"], 2 * a["cos"].shape[1], dtype)
         for position, t in at.items():

@@ -60,9 +60,9 @@ class TestRope:
         made = CaseInputs({"positions": i32(positions), "inv_freq": f32([1, 0.3, 0.01])}, {"offset": 0})
         return {name: tensor.numpy() for name, tensor in run("step_metadata", made, "float32").items()}
 
-    def rotate(self, x: np.ndarray, positions: list[int], inverse: bool = False) -> np.ndarray:
-        inputs = CaseInputs({"x": x, **self.tables(positions)}, {"inverse": inverse})
-        return run("rope", inputs, "float32")["y"].numpy()
+    def rotate(self, x: np.ndarray, positions: list[int], **changed: object) -> np.ndarray:
+        attrs = {"inverse": False, "start": x.shape[-1] - 6, "layout": "adjacent", **changed}
+        return run("rope", CaseInputs({"x": x, **self.tables(positions)}, attrs), "float32")["y"].numpy()
 
     def test_inverse(self, rng: np.random.Generator) -> None:
         x, positions = normal(rng, 4, 3, 10), [0, 1, 77, 100000]
@@ -90,6 +90,22 @@ class TestRope:
         turned = self.rotate(x, [1, 2, 3, 40, 500])
         np.testing.assert_allclose(np.hypot(turned[:, ::2], turned[:, 1::2]), np.hypot(x[:, ::2], x[:, 1::2]), rtol=1e-5)
         assert np.abs(np.hypot(turned[:, :3], turned[:, 3:]) - np.hypot(x[:, :3], x[:, 3:])).max() > 0.1
+
+    def test_layouts_differ_by_a_permutation(self, rng: np.random.Generator) -> None:
+        """Channels sorted by pair, rotated as halves and sorted back: the same bits as rotated where they are."""
+        x, positions, apart = normal(rng, 4, 3, 10), [0, 1, 77, 1000], [0, 1, 2, 4, 6, 3, 5, 7, 8, 9]
+        turned = self.rotate(x, positions, start=2)
+        moved = self.rotate(x[..., apart], positions, start=2, layout="halves")
+        np.testing.assert_array_equal(moved, turned[..., apart])
+        np.testing.assert_array_equal(moved[..., [0, 1, 8, 9]], x[..., [0, 1, 8, 9]])
+
+    def test_refusals(self) -> None:
+        x = np.zeros((1, 10), dtype=np.float32)
+        with pytest.raises(ValueError, match="rope: layout='half', expected adjacent or halves"):
+            self.rotate(x, [0], layout="half")
+        for start in (-1, 5):
+            with pytest.raises(ValueError, match=f"rope: start={start} with 3 pairs, expected them within the 10 channels"):
+                self.rotate(x, [0], start=start)
 
 
 class TestExperts:

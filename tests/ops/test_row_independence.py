@@ -88,7 +88,9 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
     yield "rms_norm-heads", random_rows("rms_norm", {"weight": None}, {"eps": 1e-6}, x=(3, 129))
     for width in (1, 33, 2048):
         yield f"swiglu-{width}", random_rows("swiglu", {}, {"limit": 1.0}, gate=(width,), up=(width,))
-    yield "rope", random_rows("rope", {}, {"inverse": False}, x=(5, 43), cos=(7,), sin=(7,))
+    for layout in ("adjacent", "halves"):
+        turn = {"inverse": False, "start": 29, "layout": layout}
+        yield f"rope-{layout}", random_rows("rope", {}, turn, x=(5, 43), cos=(7,), sin=(7,))
     positions = i32(rng.integers(0, 1 << 20, NUM_ROWS))
     for half in (1, 3, 32):
         angles = CaseInputs({"positions": positions, "inv_freq": f32(rng.random(half))}, {"offset": -3})
