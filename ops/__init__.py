@@ -20,6 +20,7 @@ OP_NAMES = (
     "hc_post",
     "hc_pre",
     "index_topk",
+    "layer_norm",
     "linear",
     "logits",
     "moe_combine",

@@ -123,6 +123,16 @@ def rms_norm(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"y": np.array(rows).reshape(x.shape)}
 
 
+def layer_norm(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros(a["x"].shape)
+    for index in np.ndindex(out.shape[:-1]):
+        row = a["x"][index]
+        mean = math.fsum(row) / len(row)
+        variance = math.fsum((row - mean) ** 2) / len(row)
+        out[index] = (row - mean) / math.sqrt(variance + attrs["eps"]) * a["weight"] + a["bias"]
+    return {"y": out}
+
+
 def linear(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"y": a["x"] @ decode(a["weight"], a["scale"], attrs["block"]).T}
 
@@ -385,7 +395,7 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits,
-        moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, layer_norm, linear,
+        logits, moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
     )
 }  # fmt: skip

@@ -231,6 +231,20 @@ class TestNormAndActivation:
         unit = run("rms_norm", CaseInputs({"x": x, "weight": None}, {"eps": 0.0}), "float32")["y"]
         torch.testing.assert_close((unit**2).mean(-1), torch.ones(5), rtol=1e-5, atol=0)
 
+    def test_layer_norm_ignores_scale_and_offset(self, rng: np.random.Generator) -> None:
+        """Before weight and bias: mean 0, mean square 1. Powers of two and offsets that stay exact change nothing."""
+        x, ones, zeros = f32(rng.integers(-99, 100, (5, 32))), np.ones(32, np.float32), np.zeros(32, np.float32)
+
+        def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> torch.Tensor:
+            return run("layer_norm", CaseInputs({"x": x, "weight": weight, "bias": bias}, {"eps": 0.0}), "float32")["y"]
+
+        plain = norm(x, ones, zeros)
+        torch.testing.assert_close(plain.mean(-1), torch.zeros(5), rtol=0, atol=1e-6)
+        torch.testing.assert_close((plain**2).mean(-1), torch.ones(5), rtol=1e-5, atol=0)
+        assert same_bits(norm(8 * x, ones, zeros), plain)
+        torch.testing.assert_close(norm(x + f32(4096), ones, zeros), plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norm(x, 3 * ones, 2 + zeros), 3 * plain + 2, rtol=1e-6, atol=1e-6)
+
     def test_gate_has_no_lower_bound(self) -> None:
         """silu keeps falling towards 0 below −limit, where a two-sided clamp would hold it at silu(−limit)."""
         gate, up = f32([[-2, -20, 20, 2]]), f32([[1, 1, 1, 1]])

@@ -86,6 +86,9 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
     for width in (1, 33, 512, 4096, 7168, 28672, 40000):  # from 32768 on torch splits a sum between threads
         yield f"rms_norm-{width}", random_rows("rms_norm", {"weight": normal(rng, width)}, {"eps": 1e-6}, x=(width,))
     yield "rms_norm-heads", random_rows("rms_norm", {"weight": None}, {"eps": 1e-6}, x=(3, 129))
+    for width in (1, 33, 128, 40000):
+        fixed = {"weight": normal(rng, width), "bias": normal(rng, width)}
+        yield f"layer_norm-{width}", random_rows("layer_norm", fixed, {"eps": 1e-6}, x=(width,))
     for width in (1, 33, 2048):
         yield f"swiglu-{width}", random_rows("swiglu", {}, {"limit": 1.0}, gate=(width,), up=(width,))
     for layout in ("adjacent", "halves"):
