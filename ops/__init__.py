@@ -23,6 +23,7 @@ OP_NAMES = (
     "layer_norm",
     "linear",
     "logits",
+    "mla_attention",
     "moe_combine",
     "moe_dispatch",
     "rms_norm",

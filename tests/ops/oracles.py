@@ -285,6 +285,22 @@ def sparse_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Ar
     return {"o": out}
 
 
+def mla_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros((*a["q"].shape[:2], attrs["value_dim"]))
+    for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
+        rows = []
+        for s in range(position + 1):
+            if a["entries"] is None or s in a["entries"][t]:
+                block, row = divmod(s, a["mla_kv"].shape[1])
+                rows.append(a["mla_kv"][a["block_table"][request, block], row])
+        for h, q in enumerate(a["q"][t] if rows else []):
+            scores = [float(row @ q) * attrs["scale"] for row in rows]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for weight, row in zip(weights, rows, strict=True):
+                out[t, h] += weight / math.fsum(weights) * row[: attrs["value_dim"]]
+    return {"o": out}
+
+
 def route(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     ids = np.zeros((len(a["logits"]), attrs["topk"]), dtype=np.int32)
     weights = np.zeros(ids.shape)
@@ -396,6 +412,7 @@ ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
         adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, layer_norm, linear,
-        logits, moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+        logits, mla_attention, moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata,
+        store_kv, swiglu,
     )
 }  # fmt: skip

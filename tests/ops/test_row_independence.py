@@ -20,6 +20,7 @@ from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.reference import index_scores
+from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
@@ -198,6 +199,10 @@ def caches() -> Iterator[tuple[str, Rows]]:
         seen = attention_inputs(np.random.default_rng(9), step, heads=heads, head_dim=dim, topk=topk, window=128)
         row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
         yield f"sparse_attention-{heads}x{dim}", of_op("sparse_attention", seen, row_args)
+    for heads, width, topk in ((128, 576, 9), (64, 576, None), (3, 20, None), (1, 17, 9)):
+        seen = mla_inputs(np.random.default_rng(10), step, heads=heads, width=width, value_dim=width * 8 // 9, topk=topk)
+        row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
+        yield f"mla_attention-{heads}x{width}", of_op("mla_attention", seen, row_args)
 
 
 def written_rows(rounding: str) -> RowFunction:
@@ -291,8 +296,14 @@ class Request:
         self.position, visible = position, (position + 1) // ratio
         self.q, self.weights = normal(rng, 1, heads, width), normal(rng, 1, heads)
         self.window, self.entries = normal(rng, position + 1, width), normal(rng, max(visible, 1), width)
-        self.chosen = np.full((1, topk), -1, dtype=np.int32)
-        self.chosen[0, : min(visible, topk)] = np.sort(rng.permutation(visible)[:topk])
+        self.chosen, self.chosen_rows = (self.choose(rng, count, topk) for count in (visible, position + 1))
+
+    @staticmethod
+    def choose(rng: np.random.Generator, count: int, topk: int) -> Array:
+        """Some of `count` entries, ascending, then -1."""
+        chosen = np.full((1, topk), -1, dtype=np.int32)
+        chosen[0, : min(count, topk)] = np.sort(rng.permutation(count)[:topk])
+        return chosen
 
 
 def paged(rng: np.random.Generator, dense: list[Array], block_rows: int) -> tuple[Array, Array]:
@@ -326,8 +337,12 @@ def test_a_request_does_not_depend_on_its_blocks_or_company(chosen: bool, thread
         }  # fmt: skip
         index = {**common, "q": q, "weights": np.concatenate([r.weights for r in requests]), "idx_kv": entries}
         index_attrs = {"ratio": 4, "topk": 16, "rounding": "none"}
+        rows, row_table = paged(rng, [r.window for r in requests], block_rows)
+        chosen_rows = np.concatenate([r.chosen_rows for r in requests]) if chosen else None
+        latent = {**common, "q": q, "mla_kv": rows, "block_table": row_table, "entries": chosen_rows}
         o = run("sparse_attention", CaseInputs(attention, {"window": 128, "ratio": 4, "scale": 0.2}), "float32")
-        return {**o, **run("index_topk", CaseInputs(index, index_attrs), "float32")}
+        mla = run("mla_attention", CaseInputs(latent, {"value_dim": 40, "scale": 0.2}), "float32")
+        return {**o, "mla": mla["o"], **run("index_topk", CaseInputs(index, index_attrs), "float32")}
 
     together = decode(batch, block_rows=8, window_rows=16)
     for i, request in enumerate(batch):
