@@ -141,7 +141,7 @@ class TestMlaAttention:
         chosen = set(array(inputs, "entries")[0].tolist())
         before = attend_latent(inputs)
         for row in range(10):
-            cache = with_row(array(inputs, "mla_kv"), array(inputs, "block_table"), row, 3.0)
+            cache = with_row(array(inputs, "mla_kv"), array(inputs, "block_table"), row, np.nan)
             assert same_bits(before, attend_latent(inputs, mla_kv=cache)) == (row not in chosen)
 
     def test_every_row_chosen_is_all_rows(self, rng: np.random.Generator) -> None:
