@@ -13,9 +13,9 @@ def moe(ops: Any, cfg: Any, w: MoeWeights, x: Tensor, batch: dict[str, Tensor]) 
     """x [num_tokens, hidden_size], normalised → [num_tokens, hidden_size]."""
     logits = ops.linear(x, *w.gate, out_dtype="float32")  # [num_tokens, n_routed_experts]
     ids, weights = ops.route(
-        logits, w.bias, w.tid2eid, batch["input_ids"],
+        logits, w.bias, w.tid2eid, batch["input_ids"], None, None,
         topk=cfg.num_experts_per_tok, scoring=cfg.scoring_func, norm_topk_prob=cfg.norm_topk_prob,
-        scaling=cfg.routed_scaling_factor,
+        scaling=cfg.routed_scaling_factor, norm_eps=0.0, n_group=1, topk_group=1,
     )  # fmt: skip
     rows, row_weights, counts, row_of = ops.moe_dispatch(x, ids, weights, num_experts=cfg.n_routed_experts)
     rows = ops.expert_mlp(

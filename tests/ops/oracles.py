@@ -301,17 +301,32 @@ def mla_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array
     return {"o": out}
 
 
+def eligible(ranks: Array, attrs: dict[str, Any]) -> list[int]:
+    """Experts of the groups that are kept."""
+    if attrs["n_group"] == 1:
+        return list(range(len(ranks)))
+    size = len(ranks) // attrs["n_group"]
+    groups = [range(start, start + size) for start in range(0, len(ranks), size)]
+    worth = [sum(sorted(ranks[e] for e in group)[-2:]) for group in groups]
+    best = sorted(range(len(groups)), key=lambda g: (-worth[g], g))[: attrs["topk_group"]]
+    return [e for g in sorted(best) for e in groups[g]]
+
+
 def route(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     ids = np.zeros((len(a["logits"]), attrs["topk"]), dtype=np.int32)
     weights = np.zeros(ids.shape)
     for t, row in enumerate(a["logits"]):
-        scores = [math.sqrt(max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in row]
+        if attrs["scoring"] == "sigmoid":
+            scores = [1 / (1 + math.exp(-x)) for x in row]
+        else:
+            scores = [math.sqrt(max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in row]
         if a["tid2eid"] is not None:
             ids[t] = a["tid2eid"][a["input_ids"][t]]
         else:
-            bias = np.zeros(len(row)) if a["bias"] is None else a["bias"]
-            ids[t] = sorted(range(len(row)), key=lambda e: (-(scores[e] + bias[e]), e))[: attrs["topk"]]
-        total = sum(scores[e] for e in ids[t]) if attrs["norm_topk_prob"] else 1.0
+            bias = a["bias_vl"] if a["is_image"] is not None and a["is_image"][t] else a["bias"]
+            ranks = np.array(scores) + (0 if bias is None else bias)
+            ids[t] = sorted(eligible(ranks, attrs), key=lambda e: (-ranks[e], e))[: attrs["topk"]]
+        total = sum(scores[e] for e in ids[t]) + attrs["norm_eps"] if attrs["norm_topk_prob"] else 1.0
         weights[t] = [scores[e] / total * attrs["scaling"] for e in ids[t]]
     return {"ids": ids, "weights": weights}
 

@@ -11,6 +11,7 @@ import torch
 
 from ascend_dsv4.ops.cases import CaseInputs, f32, i32, normal
 from ascend_dsv4.ops.hc_pre.cases import inputs as hc_inputs
+from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from tests.ops.harness import run, same_bits, to_numpy
 
 NUM_TOKENS = 19
@@ -161,7 +162,7 @@ class TestExperts:
 
 
 class TestRoute:
-    ATTRS = {"topk": 4, "scoring": "sqrtsoftplus", "norm_topk_prob": True, "scaling": 2.5}
+    ATTRS = {**ROUTE_ATTRS, "topk": 4, "scaling": 2.5}
 
     def test_weights_sum_to_the_scaling(self, rng: np.random.Generator) -> None:
         inputs = CaseInputs({"logits": normal(rng, 30, 16), "bias": normal(rng, 16), "input_ids": i32([0] * 30)}, self.ATTRS)
@@ -184,9 +185,43 @@ class TestRoute:
             np.testing.assert_allclose(weights, row[ids] / row.sum() * 2.5, rtol=1e-5)
 
     def test_unknown_scoring(self) -> None:
-        inputs = CaseInputs({"logits": f32([[1.0, 2]]), "input_ids": i32([0])}, {**self.ATTRS, "scoring": "sigmoid", "topk": 1})
-        with pytest.raises(ValueError, match="route: scoring='sigmoid', expected sqrtsoftplus"):
+        inputs = CaseInputs({"logits": f32([[1.0, 2]]), "input_ids": i32([0])}, {**self.ATTRS, "scoring": "softmax", "topk": 1})
+        with pytest.raises(ValueError, match="route: scoring='softmax', expected sqrtsoftplus or sigmoid"):
             run("route", inputs, "float32")
+
+    def test_all_groups_are_no_groups(self, rng: np.random.Generator) -> None:
+        """Kept one and all, groups change nothing; with fewer, every choice lies in as many groups, and some choices move."""
+        inputs = {"logits": normal(rng, 30, 16), "bias": normal(rng, 16), "input_ids": i32([0] * 30)}
+        plain, all_kept, two_kept = (
+            run("route", CaseInputs(inputs, {**self.ATTRS, "n_group": n_group, "topk_group": kept}), "float32")
+            for n_group, kept in ((1, 1), (4, 4), (4, 2))
+        )
+        assert same_bits(plain["ids"], all_kept["ids"]) and same_bits(plain["weights"], all_kept["weights"])
+        assert all(len({expert // 4 for expert in row}) <= 2 for row in two_kept["ids"].tolist())
+        assert not same_bits(plain["ids"], two_kept["ids"])
+
+    def test_image_tokens_have_their_own_bias(self, rng: np.random.Generator) -> None:
+        """A mixed batch is, row by row, the batch of one kind or of the other."""
+        inputs = {"logits": normal(rng, 30, 16), "input_ids": i32([0] * 30)}
+        text, image, is_image = normal(rng, 16), normal(rng, 16), i32(rng.integers(0, 2, 30))
+        both = {**inputs, "bias": text, "bias_vl": image, "is_image": is_image}
+        mixed = run("route", CaseInputs(both, self.ATTRS), "float32")
+        for bias, rows in ((text, is_image == 0), (image, is_image == 1)):
+            alone = run("route", CaseInputs({**inputs, "bias": bias}, self.ATTRS), "float32")
+            for out, tensor in alone.items():
+                assert same_bits(mixed[out][rows], tensor[rows])
+                assert not same_bits(mixed[out], tensor)
+
+    def test_refusals(self, rng: np.random.Generator) -> None:
+        args = {"logits": normal(rng, 2, 12), "bias": normal(rng, 12), "input_ids": i32([0, 0])}
+        images = {"bias_vl": normal(rng, 12), "is_image": i32([0, 1])}
+        for changed in ({"bias_vl": images["bias_vl"]}, {"is_image": images["is_image"]}, {**images, "bias": None}):
+            with pytest.raises(ValueError, match="route: bias_vl and is_image belong together, and beside a bias"):
+                run("route", CaseInputs({**args, **changed}, self.ATTRS), "float32")
+        for n_group, topk_group in ((5, 2), (12, 6), (4, 5), (4, 0), (4, 1)):
+            attrs = {**self.ATTRS, "n_group": n_group, "topk_group": topk_group}
+            with pytest.raises(ValueError, match=f"topk=4 of 12 experts in n_group={n_group}, topk_group={topk_group}: "):
+                run("route", CaseInputs(args, attrs), "float32")
 
 
 class TestStoreKv:

@@ -22,6 +22,7 @@ from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.reference import index_scores
 from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.registry import get_spec
+from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
 
@@ -115,13 +116,19 @@ def hyper_connections() -> Iterator[tuple[str, Rows]]:
 
 def routing_and_sampling() -> Iterator[tuple[str, Rows]]:
     rng = np.random.default_rng(4)
-    attrs = {"topk": 6, "scoring": "sqrtsoftplus", "norm_topk_prob": True, "scaling": 1.5}
+    attrs = {**ROUTE_ATTRS, "topk": 6}
     for experts in (7, 256, 384):
         args = {"logits": normal(rng, NUM_ROWS, experts), "bias": normal(rng, experts), "input_ids": i32([0] * NUM_ROWS)}
         yield f"route-{experts}", of_op("route", CaseInputs(args, attrs), ("logits", "input_ids"))
     table = i32(rng.integers(0, 256, (50, 6)))
     hashed = {"logits": normal(rng, NUM_ROWS, 256), "tid2eid": table, "input_ids": i32(rng.integers(0, 50, NUM_ROWS))}
     yield "route-hashed", of_op("route", CaseInputs(hashed, attrs), ("logits", "input_ids"))
+    images = {
+        "logits": normal(rng, NUM_ROWS, 256), "bias": normal(rng, 256), "input_ids": i32([0] * NUM_ROWS),
+        "bias_vl": normal(rng, 256), "is_image": i32(rng.integers(0, 2, NUM_ROWS)),
+    }  # fmt: skip
+    grouped = {**attrs, "scoring": "sigmoid", "norm_eps": 1e-20, "n_group": 8, "topk_group": 4}
+    yield "route-groups", of_op("route", CaseInputs(images, grouped), ("logits", "input_ids", "is_image"))
     drawn = {
         "logits": normal(rng, NUM_ROWS, 1003), "temperature": f32(rng.choice([0, 0.5, 1], NUM_ROWS)),
         "top_k": i32(rng.choice([0, 9, 100], NUM_ROWS)), "top_p": f32(rng.choice([0.5, 1], NUM_ROWS)),
