@@ -88,6 +88,8 @@ def compress_kv(
         count = ratio * (kv.shape[1] // head_dim)
         covered = covered_rows(rows, state, closing, count, positions, req_idx, cu_query_lens, state_slots)
         entries = pooled_entries(covered, positions[closing], ratio, head_dim).to(getattr(torch, entry_dtype))
-        entries = rope(rms_norm(entries, norm, eps=eps), cos[closing], sin[closing], inverse=False)
-        write_rows(cache, round_rows(entries, rounding, 2 * cos.shape[1]), slots[closing])
+        entries, rope_dim = rms_norm(entries, norm, eps=eps), 2 * cos.shape[1]
+        start = head_dim - rope_dim
+        entries = rope(entries, cos[closing], sin[closing], inverse=False, start=start, layout="adjacent")
+        write_rows(cache, round_rows(entries, rounding, rope_dim), slots[closing])
     write_state(state, rows, positions, req_idx, cu_query_lens, state_slots)

@@ -95,12 +95,13 @@ def normed(row: Array, weight: Array | None, eps: float) -> Array:
     return y if weight is None else y * weight
 
 
-def turned(row: Array, cos: Array, sin: Array) -> Array:
-    """The last 2·len(cos) channels, pair by pair of neighbours."""
-    out, first = row.copy(), len(row) - 2 * len(cos)
+def turned(row: Array, cos: Array, sin: Array, first: int, layout: str) -> Array:
+    """2·len(cos) channels from `first` on, pair by pair."""
+    out, half = row.copy(), len(cos)
     for i, (c, s) in enumerate(zip(cos, sin, strict=True)):
-        a, b = row[first + 2 * i], row[first + 2 * i + 1]
-        out[first + 2 * i], out[first + 2 * i + 1] = a * c - b * s, a * s + b * c
+        left, right = {"adjacent": (2 * i, 2 * i + 1), "halves": (i, i + half)}[layout]
+        a, b = row[first + left], row[first + right]
+        out[first + left], out[first + right] = a * c - b * s, a * s + b * c
     return out
 
 
@@ -122,6 +123,16 @@ def rms_norm(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"y": np.array(rows).reshape(x.shape)}
 
 
+def layer_norm(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros(a["x"].shape)
+    for index in np.ndindex(out.shape[:-1]):
+        row = a["x"][index]
+        mean = math.fsum(row) / len(row)
+        variance = math.fsum((row - mean) ** 2) / len(row)
+        out[index] = (row - mean) / math.sqrt(variance + attrs["eps"]) * a["weight"] + a["bias"]
+    return {"y": out}
+
+
 def linear(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"y": a["x"] @ decode(a["weight"], a["scale"], attrs["block"]).T}
 
@@ -140,7 +151,7 @@ def rope(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     out = a["x"].copy()
     for index in np.ndindex(out.shape[:-1]):
         cos, sin = a["cos"][index[0]], a["sin"][index[0]]
-        out[index] = turned(out[index], cos, -sin if attrs["inverse"] else sin)
+        out[index] = turned(out[index], cos, -sin if attrs["inverse"] else sin, attrs["start"], attrs["layout"])
     return {"y": out}
 
 
@@ -225,7 +236,8 @@ def compress_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
                 powers = [math.exp(b[c] - top) for b, _ in terms]
                 entry[c] = sum(p * kv[c] for p, (_, kv) in zip(powers, terms, strict=True)) / sum(powers)
             entry = round_to(normed(round_to(entry, dtype), a["norm"], attrs["eps"]), dtype)
-            entry = round_to(turned(entry, a["cos"][t], a["sin"][t]), dtype)
+            first = head_dim - 2 * a["cos"].shape[1]
+            entry = round_to(turned(entry, a["cos"][t], a["sin"][t], first, "adjacent"), dtype)
             where = divmod(int(a["slots"][t]), cache.shape[1])
             cache[where] = stored(entry, attrs["rounding"], 2 * a["cos"].shape[1], dtype)
         for position, t in at.items():
@@ -273,17 +285,48 @@ def sparse_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Ar
     return {"o": out}
 
 
+def mla_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    out = np.zeros((*a["q"].shape[:2], attrs["value_dim"]))
+    for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
+        rows = []
+        for s in range(position + 1):
+            if a["entries"] is None or s in a["entries"][t]:
+                block, row = divmod(s, a["mla_kv"].shape[1])
+                rows.append(a["mla_kv"][a["block_table"][request, block], row])
+        for h, q in enumerate(a["q"][t] if rows else []):
+            scores = [float(row @ q) * attrs["scale"] for row in rows]
+            weights = [math.exp(score - max(scores)) for score in scores]
+            for weight, row in zip(weights, rows, strict=True):
+                out[t, h] += weight / math.fsum(weights) * row[: attrs["value_dim"]]
+    return {"o": out}
+
+
+def eligible(ranks: Array, attrs: dict[str, Any]) -> list[int]:
+    """Experts of the groups that are kept."""
+    if attrs["n_group"] == 1:
+        return list(range(len(ranks)))
+    size = len(ranks) // attrs["n_group"]
+    groups = [range(start, start + size) for start in range(0, len(ranks), size)]
+    worth = [sum(sorted(ranks[e] for e in group)[-2:]) for group in groups]
+    best = sorted(range(len(groups)), key=lambda g: (-worth[g], g))[: attrs["topk_group"]]
+    return [e for g in sorted(best) for e in groups[g]]
+
+
 def route(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     ids = np.zeros((len(a["logits"]), attrs["topk"]), dtype=np.int32)
     weights = np.zeros(ids.shape)
     for t, row in enumerate(a["logits"]):
-        scores = [math.sqrt(max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in row]
+        if attrs["scoring"] == "sigmoid":
+            scores = [1 / (1 + math.exp(-x)) for x in row]
+        else:
+            scores = [math.sqrt(max(x, 0.0) + math.log1p(math.exp(-abs(x)))) for x in row]
         if a["tid2eid"] is not None:
             ids[t] = a["tid2eid"][a["input_ids"][t]]
         else:
-            bias = np.zeros(len(row)) if a["bias"] is None else a["bias"]
-            ids[t] = sorted(range(len(row)), key=lambda e: (-(scores[e] + bias[e]), e))[: attrs["topk"]]
-        total = sum(scores[e] for e in ids[t]) if attrs["norm_topk_prob"] else 1.0
+            bias = a["bias_vl"] if a["is_image"] is not None and a["is_image"][t] else a["bias"]
+            ranks = np.array(scores) + (0 if bias is None else bias)
+            ids[t] = sorted(eligible(ranks, attrs), key=lambda e: (-ranks[e], e))[: attrs["topk"]]
+        total = sum(scores[e] for e in ids[t]) + attrs["norm_eps"] if attrs["norm_topk_prob"] else 1.0
         weights[t] = [scores[e] / total * attrs["scaling"] for e in ids[t]]
     return {"ids": ids, "weights": weights}
 
@@ -390,7 +433,8 @@ def concat(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, concat, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits,
-        moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+        adjust_logits, compress_kv, concat, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk,
+        layer_norm, linear, logits, mla_attention, moe_combine, moe_dispatch, rms_norm, rope, route, sample,
+        sparse_attention, step_metadata, store_kv, swiglu,
     )
 }  # fmt: skip

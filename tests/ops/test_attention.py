@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""index_topk and sparse_attention: who sees what. Caches hold NaN wherever a query must not look."""
+"""index_topk, sparse_attention and mla_attention: who sees what. Caches hold NaN wherever a query must not look."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from ascend_dsv4.ops.cases import CaseInputs, Step, f32
+from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
+from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from tests.ops.harness import Array, run, same_bits
 
@@ -22,6 +23,10 @@ def array(inputs: CaseInputs, name: str) -> Array:
 
 def attend(inputs: CaseInputs, **changed: Array | None) -> torch.Tensor:
     return run("sparse_attention", CaseInputs({**inputs.args, **changed}, inputs.attrs), "float32")["o"]
+
+
+def attend_latent(inputs: CaseInputs, **changed: Array | None) -> torch.Tensor:
+    return run("mla_attention", CaseInputs({**inputs.args, **changed}, inputs.attrs), "float32")["o"]
 
 
 def choose(inputs: CaseInputs, **changed: Array) -> torch.Tensor:
@@ -119,6 +124,82 @@ class TestSparseAttention:
         caches = {name: np.broadcast_to(row, array(inputs, name).shape).copy() for name in ("win_kv", "cmp_kv")}
         out = attend(inputs, sink=f32([-1e4] * 4), **caches)
         torch.testing.assert_close(out, torch.from_numpy(row).expand(4, 4, 32), rtol=1e-5, atol=1e-6)
+
+
+class TestMlaAttention:
+    @pytest.mark.parametrize("changed", [0, 1, 20, 39])
+    def test_row(self, rng: np.random.Generator, changed: int) -> None:
+        """Row s is seen from its own position on."""
+        inputs = mla_inputs(rng, Step(((0, 40),)), topk=None)
+        cache = with_row(array(inputs, "mla_kv"), array(inputs, "block_table"), changed, 3.0)
+        before, after = attend_latent(inputs), attend_latent(inputs, mla_kv=cache)
+        for t in range(40):
+            assert same_bits(before[t], after[t]) == (t < changed), t
+
+    def test_rows_that_were_not_chosen(self, rng: np.random.Generator) -> None:
+        inputs = mla_inputs(rng, Step(((9, 1),)), topk=3)
+        chosen = set(array(inputs, "entries")[0].tolist())
+        before = attend_latent(inputs)
+        for row in range(10):
+            cache = with_row(array(inputs, "mla_kv"), array(inputs, "block_table"), row, np.nan)
+            assert same_bits(before, attend_latent(inputs, mla_kv=cache)) == (row not in chosen)
+
+    def test_every_row_chosen_is_all_rows(self, rng: np.random.Generator) -> None:
+        """To the bit, so that nothing moves when an indexer begins to have a choice."""
+        inputs = mla_inputs(rng, Step(((0, 70),)), topk=70)
+        assert same_bits(attend_latent(inputs), attend_latent(inputs, entries=None))
+
+    def test_a_foreign_request(self, rng: np.random.Generator) -> None:
+        inputs = mla_inputs(rng, Step(((0, 20), (30, 6))), topk=None)
+        foreign, cache = array(inputs, "block_table")[0], array(inputs, "mla_kv").copy()
+        cache[foreign[foreign >= 0]] = np.nan
+        before, after = attend_latent(inputs), attend_latent(inputs, mla_kv=cache)
+        assert same_bits(before[20:], after[20:])
+        assert bool(after[:20].isnan().all())
+
+    def test_channels_past_the_value_only_score(self, rng: np.random.Generator) -> None:
+        """Where the query has no rotated part they are not seen at all; where it has, they move the weights."""
+        inputs = mla_inputs(rng, Step(((20, 4),)), topk=None)
+        cache, q = array(inputs, "mla_kv").copy(), array(inputs, "q").copy()
+        cache[..., 32:] *= 2
+        assert not same_bits(attend_latent(inputs), attend_latent(inputs, mla_kv=cache))
+        q[..., 32:] = 0
+        assert same_bits(attend_latent(inputs, q=q), attend_latent(inputs, q=q, mla_kv=cache))
+
+    def test_weights_sum_to_one(self, rng: np.random.Generator) -> None:
+        """No sink takes a share: rows that are all the same come out as they are."""
+        inputs = mla_inputs(rng, Step(((20, 4),)), topk=None)
+        row = f32(rng.standard_normal(40))
+        out = attend_latent(inputs, mla_kv=np.broadcast_to(row, array(inputs, "mla_kv").shape).copy())
+        torch.testing.assert_close(out, torch.from_numpy(row[:32]).expand(4, 4, 32), rtol=1e-5, atol=1e-6)
+
+    def test_equals_attention_that_is_not_absorbed(self, rng: np.random.Generator) -> None:
+        """Keys c·Wₖᵀ | r and values c·Wᵥᵀ of each head: what the absorbed form stands for."""
+        heads, latent, nope, value, count = 3, 12, 5, 7, 9
+        c, r = rng.standard_normal((count, latent)), rng.standard_normal((count, 4))
+        w_k, w_v = rng.standard_normal((heads, nope, latent)), rng.standard_normal((heads, value, latent))
+        q_nope, q_rope = rng.standard_normal((heads, nope)), rng.standard_normal((heads, 4))
+        args = {
+            "q": f32(np.concatenate([np.einsum("hn,hnl->hl", q_nope, w_k), q_rope], axis=1))[None],
+            "mla_kv": f32(np.concatenate([c, r], axis=1))[None],
+            "positions": i32([count - 1]), "req_idx": i32([0]), "block_table": i32([[0]]),
+        }  # fmt: skip
+        o = run("mla_attention", CaseInputs(args, {"value_dim": latent, "scale": 0.3}), "float32")["o"][0].double().numpy()
+        for h in range(heads):
+            keys, values = np.concatenate([c @ w_k[h].T, r], axis=1), c @ w_v[h].T
+            powers = np.exp(keys @ np.concatenate([q_nope[h], q_rope[h]]) * 0.3)
+            np.testing.assert_allclose(w_v[h] @ o[h], powers @ values / powers.sum(), rtol=1e-4, atol=1e-5)
+
+    def test_padding_is_zero(self, rng: np.random.Generator) -> None:
+        for step in (Step(((0, 3),), 4), Step((), 4)):
+            out = attend_latent(mla_inputs(rng, step))
+            assert same_bits(out[step.padding_rows], torch.zeros(4, 4, 32))
+
+    def test_value_dim_is_checked(self, rng: np.random.Generator) -> None:
+        for value_dim in (0, 41):
+            inputs = mla_inputs(rng, Step(((0, 3),)), value_dim=value_dim)
+            with pytest.raises(ValueError, match=f"value_dim={value_dim}, expected 1 to 40, the channels of a row"):
+                attend_latent(inputs)
 
 
 class TestIndexTopk:

@@ -11,6 +11,7 @@ import torch
 
 from ascend_dsv4.ops.cases import CaseInputs, f32, i32, normal
 from ascend_dsv4.ops.hc_pre.cases import inputs as hc_inputs
+from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from tests.ops.harness import run, same_bits, to_numpy
 
 NUM_TOKENS = 19
@@ -60,9 +61,9 @@ class TestRope:
         made = CaseInputs({"positions": i32(positions), "inv_freq": f32([1, 0.3, 0.01])}, {"offset": 0})
         return {name: tensor.numpy() for name, tensor in run("step_metadata", made, "float32").items()}
 
-    def rotate(self, x: np.ndarray, positions: list[int], inverse: bool = False) -> np.ndarray:
-        inputs = CaseInputs({"x": x, **self.tables(positions)}, {"inverse": inverse})
-        return run("rope", inputs, "float32")["y"].numpy()
+    def rotate(self, x: np.ndarray, positions: list[int], **changed: object) -> np.ndarray:
+        attrs = {"inverse": False, "start": x.shape[-1] - 6, "layout": "adjacent", **changed}
+        return run("rope", CaseInputs({"x": x, **self.tables(positions)}, attrs), "float32")["y"].numpy()
 
     def test_inverse(self, rng: np.random.Generator) -> None:
         x, positions = normal(rng, 4, 3, 10), [0, 1, 77, 100000]
@@ -90,6 +91,22 @@ class TestRope:
         turned = self.rotate(x, [1, 2, 3, 40, 500])
         np.testing.assert_allclose(np.hypot(turned[:, ::2], turned[:, 1::2]), np.hypot(x[:, ::2], x[:, 1::2]), rtol=1e-5)
         assert np.abs(np.hypot(turned[:, :3], turned[:, 3:]) - np.hypot(x[:, :3], x[:, 3:])).max() > 0.1
+
+    def test_layouts_differ_by_a_permutation(self, rng: np.random.Generator) -> None:
+        """Channels sorted by pair, rotated as halves and sorted back: the same bits as rotated where they are."""
+        x, positions, apart = normal(rng, 4, 3, 10), [0, 1, 77, 1000], [0, 1, 2, 4, 6, 3, 5, 7, 8, 9]
+        turned = self.rotate(x, positions, start=2)
+        moved = self.rotate(x[..., apart], positions, start=2, layout="halves")
+        np.testing.assert_array_equal(moved, turned[..., apart])
+        np.testing.assert_array_equal(moved[..., [0, 1, 8, 9]], x[..., [0, 1, 8, 9]])
+
+    def test_refusals(self) -> None:
+        x = np.zeros((1, 10), dtype=np.float32)
+        with pytest.raises(ValueError, match="rope: layout='half', expected adjacent or halves"):
+            self.rotate(x, [0], layout="half")
+        for start in (-1, 5):
+            with pytest.raises(ValueError, match=f"rope: start={start} with 3 pairs, expected them within the 10 channels"):
+                self.rotate(x, [0], start=start)
 
 
 class TestExperts:
@@ -145,7 +162,7 @@ class TestExperts:
 
 
 class TestRoute:
-    ATTRS = {"topk": 4, "scoring": "sqrtsoftplus", "norm_topk_prob": True, "scaling": 2.5}
+    ATTRS = {**ROUTE_ATTRS, "topk": 4, "scaling": 2.5}
 
     def test_weights_sum_to_the_scaling(self, rng: np.random.Generator) -> None:
         inputs = CaseInputs({"logits": normal(rng, 30, 16), "bias": normal(rng, 16), "input_ids": i32([0] * 30)}, self.ATTRS)
@@ -168,9 +185,43 @@ class TestRoute:
             np.testing.assert_allclose(weights, row[ids] / row.sum() * 2.5, rtol=1e-5)
 
     def test_unknown_scoring(self) -> None:
-        inputs = CaseInputs({"logits": f32([[1.0, 2]]), "input_ids": i32([0])}, {**self.ATTRS, "scoring": "sigmoid", "topk": 1})
-        with pytest.raises(ValueError, match="route: scoring='sigmoid', expected sqrtsoftplus"):
+        inputs = CaseInputs({"logits": f32([[1.0, 2]]), "input_ids": i32([0])}, {**self.ATTRS, "scoring": "softmax", "topk": 1})
+        with pytest.raises(ValueError, match="route: scoring='softmax', expected sqrtsoftplus or sigmoid"):
             run("route", inputs, "float32")
+
+    def test_all_groups_are_no_groups(self, rng: np.random.Generator) -> None:
+        """Kept one and all, groups change nothing; with fewer, every choice lies in as many groups, and some choices move."""
+        inputs = {"logits": normal(rng, 30, 16), "bias": normal(rng, 16), "input_ids": i32([0] * 30)}
+        plain, all_kept, two_kept = (
+            run("route", CaseInputs(inputs, {**self.ATTRS, "n_group": n_group, "topk_group": kept}), "float32")
+            for n_group, kept in ((1, 1), (4, 4), (4, 2))
+        )
+        assert same_bits(plain["ids"], all_kept["ids"]) and same_bits(plain["weights"], all_kept["weights"])
+        assert all(len({expert // 4 for expert in row}) <= 2 for row in two_kept["ids"].tolist())
+        assert not same_bits(plain["ids"], two_kept["ids"])
+
+    def test_image_tokens_have_their_own_bias(self, rng: np.random.Generator) -> None:
+        """A mixed batch is, row by row, the batch of one kind or of the other."""
+        inputs = {"logits": normal(rng, 30, 16), "input_ids": i32([0] * 30)}
+        text, image, is_image = normal(rng, 16), normal(rng, 16), i32(rng.integers(0, 2, 30))
+        both = {**inputs, "bias": text, "bias_vl": image, "is_image": is_image}
+        mixed = run("route", CaseInputs(both, self.ATTRS), "float32")
+        for bias, rows in ((text, is_image == 0), (image, is_image == 1)):
+            alone = run("route", CaseInputs({**inputs, "bias": bias}, self.ATTRS), "float32")
+            for out, tensor in alone.items():
+                assert same_bits(mixed[out][rows], tensor[rows])
+                assert not same_bits(mixed[out], tensor)
+
+    def test_refusals(self, rng: np.random.Generator) -> None:
+        args = {"logits": normal(rng, 2, 12), "bias": normal(rng, 12), "input_ids": i32([0, 0])}
+        images = {"bias_vl": normal(rng, 12), "is_image": i32([0, 1])}
+        for changed in ({"bias_vl": images["bias_vl"]}, {"is_image": images["is_image"]}, {**images, "bias": None}):
+            with pytest.raises(ValueError, match="route: bias_vl and is_image belong together, and beside a bias"):
+                run("route", CaseInputs({**args, **changed}, self.ATTRS), "float32")
+        for n_group, topk_group in ((5, 2), (12, 6), (4, 5), (4, 0), (4, 1)):
+            attrs = {**self.ATTRS, "n_group": n_group, "topk_group": topk_group}
+            with pytest.raises(ValueError, match=f"topk=4 of 12 experts in n_group={n_group}, topk_group={topk_group}: "):
+                run("route", CaseInputs(args, attrs), "float32")
 
 
 class TestStoreKv:
@@ -214,6 +265,20 @@ class TestNormAndActivation:
         assert same_bits(outs[0], outs[1]) and same_bits(outs[0], outs[2])
         unit = run("rms_norm", CaseInputs({"x": x, "weight": None}, {"eps": 0.0}), "float32")["y"]
         torch.testing.assert_close((unit**2).mean(-1), torch.ones(5), rtol=1e-5, atol=0)
+
+    def test_layer_norm_ignores_scale_and_offset(self, rng: np.random.Generator) -> None:
+        """Before weight and bias: mean 0, mean square 1. Powers of two and offsets that stay exact change nothing."""
+        x, ones, zeros = f32(rng.integers(-99, 100, (5, 32))), np.ones(32, np.float32), np.zeros(32, np.float32)
+
+        def norm(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> torch.Tensor:
+            return run("layer_norm", CaseInputs({"x": x, "weight": weight, "bias": bias}, {"eps": 0.0}), "float32")["y"]
+
+        plain = norm(x, ones, zeros)
+        torch.testing.assert_close(plain.mean(-1), torch.zeros(5), rtol=0, atol=1e-6)
+        torch.testing.assert_close((plain**2).mean(-1), torch.ones(5), rtol=1e-5, atol=0)
+        assert same_bits(norm(8 * x, ones, zeros), plain)
+        torch.testing.assert_close(norm(x + f32(4096), ones, zeros), plain, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(norm(x, 3 * ones, 2 + zeros), 3 * plain + 2, rtol=1e-6, atol=1e-6)
 
     def test_gate_has_no_lower_bound(self) -> None:
         """silu keeps falling towards 0 below −limit, where a two-sided clamp would hold it at silu(−limit)."""

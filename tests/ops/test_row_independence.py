@@ -20,7 +20,9 @@ from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.reference import index_scores
+from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.registry import get_spec
+from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
 
@@ -86,9 +88,14 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
     for width in (1, 33, 512, 4096, 7168, 28672, 40000):  # from 32768 on torch splits a sum between threads
         yield f"rms_norm-{width}", random_rows("rms_norm", {"weight": normal(rng, width)}, {"eps": 1e-6}, x=(width,))
     yield "rms_norm-heads", random_rows("rms_norm", {"weight": None}, {"eps": 1e-6}, x=(3, 129))
+    for width in (1, 33, 128, 40000):
+        fixed = {"weight": normal(rng, width), "bias": normal(rng, width)}
+        yield f"layer_norm-{width}", random_rows("layer_norm", fixed, {"eps": 1e-6}, x=(width,))
     for width in (1, 33, 2048):
         yield f"swiglu-{width}", random_rows("swiglu", {}, {"limit": 1.0}, gate=(width,), up=(width,))
-    yield "rope", random_rows("rope", {}, {"inverse": False}, x=(5, 43), cos=(7,), sin=(7,))
+    for layout in ("adjacent", "halves"):
+        turn = {"inverse": False, "start": 29, "layout": layout}
+        yield f"rope-{layout}", random_rows("rope", {}, turn, x=(5, 43), cos=(7,), sin=(7,))
     positions = i32(rng.integers(0, 1 << 20, NUM_ROWS))
     for half in (1, 3, 32):
         angles = CaseInputs({"positions": positions, "inv_freq": f32(rng.random(half))}, {"offset": -3})
@@ -109,13 +116,19 @@ def hyper_connections() -> Iterator[tuple[str, Rows]]:
 
 def routing_and_sampling() -> Iterator[tuple[str, Rows]]:
     rng = np.random.default_rng(4)
-    attrs = {"topk": 6, "scoring": "sqrtsoftplus", "norm_topk_prob": True, "scaling": 1.5}
+    attrs = {**ROUTE_ATTRS, "topk": 6}
     for experts in (7, 256, 384):
         args = {"logits": normal(rng, NUM_ROWS, experts), "bias": normal(rng, experts), "input_ids": i32([0] * NUM_ROWS)}
         yield f"route-{experts}", of_op("route", CaseInputs(args, attrs), ("logits", "input_ids"))
     table = i32(rng.integers(0, 256, (50, 6)))
     hashed = {"logits": normal(rng, NUM_ROWS, 256), "tid2eid": table, "input_ids": i32(rng.integers(0, 50, NUM_ROWS))}
     yield "route-hashed", of_op("route", CaseInputs(hashed, attrs), ("logits", "input_ids"))
+    images = {
+        "logits": normal(rng, NUM_ROWS, 256), "bias": normal(rng, 256), "input_ids": i32([0] * NUM_ROWS),
+        "bias_vl": normal(rng, 256), "is_image": i32(rng.integers(0, 2, NUM_ROWS)),
+    }  # fmt: skip
+    grouped = {**attrs, "scoring": "sigmoid", "norm_eps": 1e-20, "n_group": 8, "topk_group": 4}
+    yield "route-groups", of_op("route", CaseInputs(images, grouped), ("logits", "input_ids", "is_image"))
     drawn = {
         "logits": normal(rng, NUM_ROWS, 1003), "temperature": f32(rng.choice([0, 0.5, 1], NUM_ROWS)),
         "top_k": i32(rng.choice([0, 9, 100], NUM_ROWS)), "top_p": f32(rng.choice([0.5, 1], NUM_ROWS)),
@@ -193,6 +206,10 @@ def caches() -> Iterator[tuple[str, Rows]]:
         seen = attention_inputs(np.random.default_rng(9), step, heads=heads, head_dim=dim, topk=topk, window=128)
         row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
         yield f"sparse_attention-{heads}x{dim}", of_op("sparse_attention", seen, row_args)
+    for heads, width, topk in ((128, 576, 9), (64, 576, None), (3, 20, None), (1, 17, 9)):
+        seen = mla_inputs(np.random.default_rng(10), step, heads=heads, width=width, value_dim=width * 8 // 9, topk=topk)
+        row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
+        yield f"mla_attention-{heads}x{width}", of_op("mla_attention", seen, row_args)
 
 
 def written_rows(rounding: str) -> RowFunction:
@@ -286,8 +303,14 @@ class Request:
         self.position, visible = position, (position + 1) // ratio
         self.q, self.weights = normal(rng, 1, heads, width), normal(rng, 1, heads)
         self.window, self.entries = normal(rng, position + 1, width), normal(rng, max(visible, 1), width)
-        self.chosen = np.full((1, topk), -1, dtype=np.int32)
-        self.chosen[0, : min(visible, topk)] = np.sort(rng.permutation(visible)[:topk])
+        self.chosen, self.chosen_rows = (self.choose(rng, count, topk) for count in (visible, position + 1))
+
+    @staticmethod
+    def choose(rng: np.random.Generator, count: int, topk: int) -> Array:
+        """Some of `count` entries, ascending, then -1."""
+        chosen = np.full((1, topk), -1, dtype=np.int32)
+        chosen[0, : min(count, topk)] = np.sort(rng.permutation(count)[:topk])
+        return chosen
 
 
 def paged(rng: np.random.Generator, dense: list[Array], block_rows: int) -> tuple[Array, Array]:
@@ -321,8 +344,12 @@ def test_a_request_does_not_depend_on_its_blocks_or_company(chosen: bool, thread
         }  # fmt: skip
         index = {**common, "q": q, "weights": np.concatenate([r.weights for r in requests]), "idx_kv": entries}
         index_attrs = {"ratio": 4, "topk": 16, "rounding": "none"}
+        rows, row_table = paged(rng, [r.window for r in requests], block_rows)
+        chosen_rows = np.concatenate([r.chosen_rows for r in requests]) if chosen else None
+        latent = {**common, "q": q, "mla_kv": rows, "block_table": row_table, "entries": chosen_rows}
         o = run("sparse_attention", CaseInputs(attention, {"window": 128, "ratio": 4, "scale": 0.2}), "float32")
-        return {**o, **run("index_topk", CaseInputs(index, index_attrs), "float32")}
+        mla = run("mla_attention", CaseInputs(latent, {"value_dim": 40, "scale": 0.2}), "float32")
+        return {**o, "mla": mla["o"], **run("index_topk", CaseInputs(index, index_attrs), "float32")}
 
     together = decode(batch, block_rows=8, window_rows=16)
     for i, request in enumerate(batch):
