@@ -55,19 +55,33 @@ def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
     return out
 
 
-def grid_round(row: Array, group: int, grid: list[float], floor: float) -> Array:
-    """Groups of a row to the nearest multiple of a power of two that the grid has; of two equally near, the even code."""
+def nearest(value: float, grid: list[float]) -> float:
+    """The nearest value of a grid, at most its last; of two equally near, the one of even code."""
+    distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
+    codes = np.flatnonzero(distance == distance.min())
+    code = codes[0] if len(codes) == 1 or codes[0] % 2 == 0 else codes[1]
+    return math.copysign(grid[code], value)
+
+
+def power_of_two(amax: float, largest: float) -> float:
+    """The smallest power of two that is not below the float32 product amax · (1 / largest)."""
+    mantissa, exponent = math.frexp(float(np.float32(amax) * np.float32(1 / largest)))
+    return 2.0 ** (exponent - (mantissa == 0.5))
+
+
+def e4m3(amax: float, largest: float) -> float:
+    return nearest(float(np.float32(amax) / np.float32(largest)), E4M3)
+
+
+def grid_round(
+    row: Array, group: int, grid: list[float], floor: float, scale_rule: Callable[[float, float], float] = power_of_two
+) -> Array:
+    """Groups of a row to the nearest multiple of their scale that the grid has."""
     out = row.copy()
     for start in range(0, len(row), group):
         part = row[start : start + group]
-        product = np.float32(max(np.abs(part).max(), floor)) * np.float32(1 / grid[-1])
-        mantissa, exponent = math.frexp(float(product))
-        scale = 2.0 ** (exponent - (mantissa == 0.5))
-        for i, value in enumerate(part / scale):
-            distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
-            nearest = np.flatnonzero(distance == distance.min())
-            code = nearest[0] if len(nearest) == 1 or nearest[0] % 2 == 0 else nearest[1]
-            out[start + i] = math.copysign(grid[code], value) * scale
+        scale = scale_rule(max(np.abs(part).max(), floor), grid[-1])
+        out[start : start + group] = [nearest(value, grid) * scale for value in part / scale]
     return out
 
 
@@ -86,6 +100,12 @@ def stored(row: Array, rounding: str, rope_dim: int, dtype: str) -> Array:
         return np.concatenate([grid_round(row[:split], 64, E4M3, float(np.float32(1e-4))), row[split:]])
     if rounding == "hadamard_fp4":
         return grid_round(round_to(hadamard(row), dtype), 32, E2M1, 6 * 2.0**-126)
+    if rounding == "fp8_b32":
+        return grid_round(row, 32, E4M3, float(np.float32(1e-4)))
+    if rounding == "fp4_b32":
+        return grid_round(row, 32, E2M1, 6 * 2.0**-126)
+    if rounding == "fp4_b16_e4m3":
+        return grid_round(row, 16, E2M1, 6 * 2.0**-9, e4m3)
     assert rounding == "none"
     return row
 

@@ -183,7 +183,10 @@ def caches() -> Iterator[tuple[str, Rows]]:
     rng = np.random.default_rng(7)
     step = Step(((0, 12), (250, 20), (61, 5)))
     assert step.num_tokens == NUM_ROWS
-    for rounding, width in (("none", 33), ("fp8", 512), ("fp8", 100), ("hadamard_fp4", 128)):
+    for rounding, width in (
+        ("none", 33), ("fp8", 512), ("fp8", 100), ("hadamard_fp4", 128), ("fp8_b32", 512), ("fp4_b32", 128),
+        ("fp4_b16_e4m3", 512), ("fp4_b16_e4m3", 100),
+    ):  # fmt: skip
         stored = Rows({"rows": torch.from_numpy(normal(rng, NUM_ROWS, width))}, written_rows(rounding))
         yield f"store_kv-{rounding}-{width}", stored
     for heads, dim in ((64, 128), (3, 20), (1, 16)):
