@@ -16,6 +16,7 @@ OP_NAMES = (
     "embed",
     "expert_mlp",
     "grouped_linear",
+    "hc_collapse",
     "hc_head",
     "hc_post",
     "hc_pre",

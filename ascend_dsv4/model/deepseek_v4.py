@@ -87,7 +87,9 @@ def decoder_layer(
 
 def hyper_connection(ops: Any, cfg: Any, w: HyperConnection, streams: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Input of a sub-layer, and how its output returns to the streams."""
-    x, post, comb = ops.hc_pre(streams, *w, sinkhorn_iters=cfg.hc_sinkhorn_iters, hc_eps=cfg.hc_eps, norm_eps=cfg.rms_norm_eps)
+    x, post, comb, _ = ops.hc_pre(
+        streams, *w, sinkhorn_iters=cfg.hc_sinkhorn_iters, hc_eps=cfg.hc_eps, norm_eps=cfg.rms_norm_eps
+    )
     return x, post, comb
 
 

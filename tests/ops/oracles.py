@@ -180,18 +180,26 @@ def projected(streams: Array, fn: Array, eps: float) -> Array:
 def hc_pre(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     streams, scale, base, eps = a["streams"], a["scale"], a["base"], attrs["hc_eps"]
     count, n, hidden = streams.shape
-    x, post, comb = np.zeros((count, hidden)), np.zeros((count, n)), np.zeros((count, n, n))
+    x, pre, post, comb = np.zeros((count, hidden)), np.zeros((count, n)), np.zeros((count, n)), np.zeros((count, n, n))
     for t in range(count):
         u = projected(streams[t], a["fn"], attrs["norm_eps"])
         for i in range(n):
-            x[t] += (1 / (1 + math.exp(-(u[i] * scale[0] + base[i]))) + eps) * streams[t, i]
+            pre[t, i] = 1 / (1 + math.exp(-(u[i] * scale[0] + base[i]))) + eps
+            x[t] += (pre if a["mix"] is None else a["mix"])[t, i] * streams[t, i]
             post[t, i] = 2 / (1 + math.exp(-(u[n + i] * scale[1] + base[n + i])))
             row = [math.exp(u[2 * n + i * n + j] * scale[2] + base[2 * n + i * n + j]) for j in range(n)]
             comb[t, i] = [power / sum(row) + eps for power in row]
         for step in range(2 * attrs["sinkhorn_iters"] - 1):
             sums = comb[t].sum(axis=step % 2) + eps  # even steps: over the first index, giving column sums
             comb[t] = comb[t] / (sums[None, :] if step % 2 == 0 else sums[:, None])
-    return {"x": x, "post": post, "comb": comb}
+    return {"x": x, "post": post, "comb": comb, "pre": pre}
+
+
+def hc_collapse(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    x = np.zeros((len(a["streams"]), a["streams"].shape[2]))
+    for t, n in np.ndindex(a["mix"].shape):
+        x[t] += a["mix"][t, n] * a["streams"][t, n]
+    return {"x": x}
 
 
 def hc_post(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
@@ -403,7 +411,7 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk, linear, logits,
-        moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_collapse, hc_head, hc_post, hc_pre, index_topk, linear,
+        logits, moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
     )
 }  # fmt: skip

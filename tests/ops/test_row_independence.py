@@ -98,10 +98,13 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
 def hyper_connections() -> Iterator[tuple[str, Rows]]:
     rng = np.random.default_rng(3)
     eps = {"hc_eps": 1e-6, "norm_eps": 1e-6}
+    attrs = {**eps, "sinkhorn_iters": 20}
     for hidden in (9, 4096, 7168):
         base, scale = normal(rng, 24), f32([0.7, 1.3, 0.9])
         fixed = {"fn": normal(rng, 24, 4 * hidden, scale=hidden**-0.5), "base": base, "scale": scale}
-        yield f"hc_pre-{hidden}", random_rows("hc_pre", fixed, {**eps, "sinkhorn_iters": 20}, streams=(4, hidden))
+        yield f"hc_pre-{hidden}", random_rows("hc_pre", fixed, attrs, streams=(4, hidden))
+        yield f"hc_pre-delayed-{hidden}", random_rows("hc_pre", fixed, attrs, streams=(4, hidden), mix=(4,))
+        yield f"hc_collapse-{hidden}", random_rows("hc_collapse", {}, {}, streams=(4, hidden), mix=(4,))
         head = {"fn": fixed["fn"][:4], "base": base[:4], "scale": scale[:1]}
         yield f"hc_head-{hidden}", random_rows("hc_head", head, eps, streams=(4, hidden))
     yield "hc_post", random_rows("hc_post", {}, {}, x=(33,), streams=(4, 33), post=(4,), comb=(4, 4))
