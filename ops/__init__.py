@@ -25,6 +25,7 @@ OP_NAMES = (
     "logits",
     "moe_combine",
     "moe_dispatch",
+    "pool_kv",
     "rms_norm",
     "rope",
     "route",
@@ -32,5 +33,6 @@ OP_NAMES = (
     "sparse_attention",
     "step_metadata",
     "store_kv",
+    "store_state",
     "swiglu",
 )

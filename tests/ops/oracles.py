@@ -262,6 +262,39 @@ def compress_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"cache": cache, "state": state}
 
 
+def requests_of(a: Args) -> list[tuple[int, dict[int, int]]]:
+    """State slot and position → row, for every request of a step."""
+    return [
+        (int(slot), {int(a["positions"][t]): t for t in range(a["cu_query_lens"][i], a["cu_query_lens"][i + 1])})
+        for i, slot in enumerate(a["state_slots"])
+    ]
+
+
+def pool_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    entries, ratio = np.zeros(a["kv"].shape), attrs["ratio"]
+    for slot, at in requests_of(a):
+        for last, t in at.items():
+            if last % ratio != ratio - 1:
+                continue
+            group = []
+            for p in range(last - ratio + 1, last + 1):
+                kept = a["state"][slot, p % a["state"].shape[1]]
+                group.append((a["kv"][at[p]], a["gate"][at[p]]) if p in at else (kept[0], kept[1]))
+            for c in range(entries.shape[1]):
+                top = max(gate[c] for _, gate in group)
+                powers = [math.exp(gate[c] - top) for _, gate in group]
+                entries[t, c] = sum(power * kv[c] for power, (kv, _) in zip(powers, group, strict=True)) / sum(powers)
+    return {"entries": entries}
+
+
+def store_state(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    state = a["state"].copy()
+    for slot, at in requests_of(a):
+        for p in sorted(at):  # later positions take the place of earlier ones
+            state[slot, p % state.shape[1]] = a["kv"][at[p]], a["gate"][at[p]]
+    return {"state": state}
+
+
 def index_topk(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     chosen = np.full((len(a["q"]), attrs["topk"]), -1, dtype=np.int32)
     for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
@@ -411,7 +444,8 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_collapse, hc_head, hc_post, hc_pre, index_topk, linear,
-        logits, moe_combine, moe_dispatch, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, swiglu,
+        adjust_logits, compress_kv, embed, expert_mlp, grouped_linear, hc_collapse, hc_head, hc_post, hc_pre, index_topk,
+        linear, logits, moe_combine, moe_dispatch, pool_kv, rms_norm, rope, route, sample, sparse_attention, step_metadata,
+        store_kv, store_state, swiglu,
     )
 }  # fmt: skip

@@ -2,7 +2,8 @@
 """The result for a row is the same to the last bit whatever else is in the call: alone, behind other rows, in another order,
 repeated, beside poisoned padding, at another address, with one thread or two.
 
-Schedules may cut and batch requests anywhere only because this holds for every operator.
+Schedules may cut and batch requests anywhere only because this holds for every operator. Those that carry state from step to
+step are tried in test_chunks.py and test_pooling.py.
 """
 
 from __future__ import annotations
@@ -282,7 +283,8 @@ def test_index_scores_do_not_depend_on_the_address(threads: int) -> None:
 
 def test_every_operator_is_tested() -> None:
     tested = {name.split("-")[0] for name in ALL_ROWS} - {"experts"}
-    assert tested | {"moe_dispatch", "expert_mlp", "moe_combine", "compress_kv"} == set(OP_NAMES)
+    experts, in_chunks = {"moe_dispatch", "expert_mlp", "moe_combine"}, {"compress_kv", "pool_kv", "store_state"}
+    assert tested | experts | in_chunks == set(OP_NAMES)
 
 
 class Request:
