@@ -84,10 +84,11 @@ def choose_entries(
     q = ops.rope(q, batch["yarn_cos"], batch["yarn_sin"], inverse=False)
     weights = linear(ops, cfg, x, w.weights_proj) * (cfg.index_head_dim**-0.5 * cfg.index_n_heads**-0.5)
     compress(ops, cfg, spec, w.compressor, x, batch, caches, "idx", cfg.index_rounding)
-    return ops.index_topk(
+    entries, _ = ops.index_topk(
         q, weights, caches["idx_kv"], batch["positions"], batch["req_idx"], batch[f"cmp{spec.ratio}_table"],
-        ratio=spec.ratio, topk=cfg.index_topk, rounding=cfg.index_rounding,
+        ratio=spec.ratio, topk=cfg.index_topk, rounding=cfg.index_rounding, candidate_block=1, num_candidates=0,
     )  # fmt: skip
+    return entries
 
 
 def linear(ops: Any, cfg: Any, x: Tensor, w: Any) -> Tensor:

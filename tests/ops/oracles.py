@@ -297,6 +297,8 @@ def store_state(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 
 def index_topk(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     chosen = np.full((len(a["q"]), attrs["topk"]), -1, dtype=np.int32)
+    published = np.full((len(a["q"]), attrs["num_candidates"]), -1, dtype=np.int32)
+    size = attrs["candidate_block"]
     for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
         scores = []
         queries = [stored(q, attrs["rounding"], 0, dtype) for q in a["q"][t]]
@@ -307,9 +309,15 @@ def index_topk(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
             for q, weight in zip(queries, a["weights"][t], strict=True):
                 score += weight * max(q @ key, 0.0)
             scores.append((-score, s))
-        best = sorted(s for _, s in sorted(scores)[: attrs["topk"]])
+        allowed = [pair for pair in scores if a["candidates"] is None or pair[1] // size in a["candidates"][t]]
+        best = sorted(s for _, s in sorted(allowed)[: attrs["topk"]])
         chosen[t, : len(best)] = best
-    return {"entries": chosen}
+        if scores and attrs["num_candidates"]:
+            ranked = sorted((min(scores[first : first + size])[0], first // size) for first in range(0, len(scores), size))
+            newest = (len(scores) - 1) // size
+            kept = [block for _, block in ranked if block != newest][: attrs["num_candidates"] - 1]
+            published[t, : len(kept) + 1] = sorted([*kept, newest])
+    return {"entries": chosen, "blocks": published}
 
 
 def sparse_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:

@@ -20,13 +20,14 @@ from torch import Tensor
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
+from ascend_dsv4.ops.index_topk.cases import restricted
 from ascend_dsv4.ops.index_topk.reference import index_scores
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
 
 NUM_ROWS = 37
-PADDING = {"positions": -1, "req_idx": -1, "slots": -1, "ids": -1, "input_ids": 0, "top_k": 0, "entries": -1}
+PADDING = {"positions": -1, "req_idx": -1, "slots": -1, "ids": -1, "input_ids": 0, "top_k": 0, "entries": -1, "candidates": -1}
 """What integer arguments hold in a padding row; floats hold NaN."""
 
 Tensors = dict[str, Tensor]
@@ -196,10 +197,16 @@ def caches() -> Iterator[tuple[str, Rows]]:
     for heads, dim in ((64, 128), (3, 20), (1, 16)):
         scored = index_inputs(np.random.default_rng(8), step, heads=heads, head_dim=dim, topk=9)
         yield f"index_topk-{heads}x{dim}", of_op("index_topk", scored, ("q", "weights", "positions", "req_idx"))
+        options = {"heads": heads, "head_dim": dim, "topk": 9, "ratio": 1, "candidate_block": 8}
+        published = index_inputs(np.random.default_rng(8), step, num_candidates=5, **options)
+        yield f"index_topk-publish-{heads}x{dim}", of_op("index_topk", published, ("q", "weights", "positions", "req_idx"))
+        chosen = restricted(np.random.default_rng(8), step, 3, **options)
+        row_args = ("q", "weights", "positions", "req_idx", "candidates")
+        yield f"index_topk-restricted-{heads}x{dim}", of_op("index_topk", chosen, row_args)
     for heads, dim, topk in ((64, 512, 9), (3, 20, None), (1, 16, 9)):
         seen = attention_inputs(np.random.default_rng(9), step, heads=heads, head_dim=dim, topk=topk, window=128)
-        row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
-        yield f"sparse_attention-{heads}x{dim}", of_op("sparse_attention", seen, row_args)
+        seen_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
+        yield f"sparse_attention-{heads}x{dim}", of_op("sparse_attention", seen, seen_args)
 
 
 def written_rows(rounding: str) -> RowFunction:
@@ -328,7 +335,7 @@ def test_a_request_does_not_depend_on_its_blocks_or_company(chosen: bool, thread
             "entries": np.concatenate([r.chosen for r in requests]) if chosen else None,
         }  # fmt: skip
         index = {**common, "q": q, "weights": np.concatenate([r.weights for r in requests]), "idx_kv": entries}
-        index_attrs = {"ratio": 4, "topk": 16, "rounding": "none"}
+        index_attrs = {"ratio": 4, "topk": 16, "rounding": "none", "candidate_block": 4, "num_candidates": 5}
         o = run("sparse_attention", CaseInputs(attention, {"window": 128, "ratio": 4, "scale": 0.2}), "float32")
         return {**o, **run("index_topk", CaseInputs(index, index_attrs), "float32")}
 
