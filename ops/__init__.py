@@ -17,6 +17,7 @@ OP_NAMES = (
     "embed",
     "expert_mlp",
     "grouped_linear",
+    "hc_collapse",
     "hc_head",
     "hc_post",
     "hc_pre",
@@ -27,6 +28,7 @@ OP_NAMES = (
     "mla_attention",
     "moe_combine",
     "moe_dispatch",
+    "pool_kv",
     "rms_norm",
     "rope",
     "route",
@@ -34,5 +36,6 @@ OP_NAMES = (
     "sparse_attention",
     "step_metadata",
     "store_kv",
+    "store_state",
     "swiglu",
 )

@@ -15,7 +15,15 @@ import ascend_dsv4  # noqa: F401  (sets OpenMP up before torch loads)
 
 TESTS = Path(__file__).parent
 COMMITTED = TESTS / "goldens"
-FULL_SET_FIXTURE = "full_golden_v4"
+NEEDED = {
+    "golden_v4": ("v4",),
+    "golden_v41": ("v41",),
+    "golden_v32": ("v32",),
+    "full_golden_v4": ("v4/bf16/model.safetensors",),
+    "full_golden_v41": tuple(f"v41/{name}.safetensors" for name in ("bf16/model", "hidden_len300", "modules_len300")),
+    "full_golden_v32": tuple(f"v32/{name}.safetensors" for name in ("bf16/model", "hidden_len130", "modules_len130")),
+}
+"""Fixture → what must be among the goldens for it; a committed part may lack whole families."""
 
 
 def _golden_root() -> Path:
@@ -28,20 +36,24 @@ def _golden_root() -> Path:
     return beside if beside.is_dir() else COMMITTED
 
 
-def _has_full_set() -> bool:
-    return (_golden_root() / "v4" / "bf16" / "model.safetensors").exists()
+def _absent_fixtures() -> set[str]:
+    """Golden fixtures that have nothing to return."""
+    root = _golden_root()
+    return {fixture for fixture, paths in NEEDED.items() if not all((root / path).exists() for path in paths)}
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Without the full golden set: a failure in CI, elsewhere the tests that need it are left out, and said so."""
-    if _has_full_set():
+    """Without all goldens: a failure in CI, elsewhere the tests that need those missing are left out, and said so."""
+    absent = _absent_fixtures()
+    missing = [item for item in items if absent.intersection(getattr(item, "fixturenames", ()))]
+    if not missing:
         return
-    missing = [item for item in items if FULL_SET_FIXTURE in getattr(item, "fixturenames", ())]
-    if missing and os.environ.get("CI"):
+    if os.environ.get("CI"):
         raise pytest.UsageError(f"{len(missing)} tests need the full golden set, looked for in {_golden_root()}; "
                                 "set ASCEND_DSV4_GOLDENS to its folder")  # fmt: skip
     config.hook.pytest_deselected(items=missing)
-    items[:] = [item for item in items if item not in missing]
+    left_out = set(missing)
+    items[:] = [item for item in items if item not in left_out]
     config.stash[_LEFT_OUT] = len(missing)
 
 
@@ -83,3 +95,27 @@ def golden_v4() -> Path:
 def full_golden_v4() -> Path:
     """All V4 goldens: also bf16/, hidden states, module tensors, qat and MTP logits."""
     return _golden_root() / "v4"
+
+
+@pytest.fixture(scope="session")
+def golden_v41() -> Path:
+    """The V4.1 goldens, at least the committed part: fp8_fp4/, logits, Engram, vision, DSpark and quantiser vectors."""
+    return _golden_root() / "v41"
+
+
+@pytest.fixture(scope="session")
+def full_golden_v41() -> Path:
+    """All V4.1 goldens: also bf16/, hidden states and module tensors."""
+    return _golden_root() / "v41"
+
+
+@pytest.fixture(scope="session")
+def golden_v32() -> Path:
+    """The V3.2 goldens, at least the committed part: fp8/, logits.safetensors, tokenizer_cases.json."""
+    return _golden_root() / "v32"
+
+
+@pytest.fixture(scope="session")
+def full_golden_v32() -> Path:
+    """All V3.2 goldens: also bf16/, hidden states and module tensors."""
+    return _golden_root() / "v32"

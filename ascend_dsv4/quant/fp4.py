@@ -17,9 +17,11 @@ from ascend_dsv4.errors import CheckpointError, ConfigError
 from ascend_dsv4.quant.fp8_blockwise import scale_values
 from ascend_dsv4.quant.tables import (
     E2M1,
+    E2M1_E4M3_GRID,
     E2M1_GRID,
     E2M1_PAIRS,
     E8M0,
+    e4m3_scale,
     nearest_even_codes,
     round_groups,
     scale_codes,
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 GROUP = 32  # inputs per scale, fixed by the MX format
+E4M3_GROUP = 16  # values under one E4M3 scale, in V4.1's compressed KV
 
 # Both values of a byte as one 8-byte item: one gather instead of two, five times faster in numpy.
 _PAIR_ITEMS = E2M1_PAIRS.view(np.float64)[:, 0]
@@ -88,12 +91,21 @@ def encode_numpy(values: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDArra
 
 
 def round_to_grid(x: torch.Tensor, group: int = GROUP) -> torch.Tensor:
-    """Q4 of the model: round each `group` of the last axis to E2M1 times its power-of-two scale, back in x's dtype.
+    """Round each `group` of the last axis to E2M1 times its power-of-two scale, back in x's dtype: the grid of index keys.
 
     The largest magnitude of a group counts as at least 6 * 2^-126. Partial last group, NaN and zeros: see
     `tables.round_groups`.
     """
     return round_groups(x, group, E2M1_GRID)
+
+
+def round_to_e4m3_scaled_grid(x: torch.Tensor, group: int = E4M3_GROUP) -> torch.Tensor:
+    """Round each `group` of the last axis to E2M1 times its E4M3 scale, back in x's dtype: V4.1's grid of compressed KV.
+
+    The largest magnitude of a group counts as at least 6 * 2^-9 and the scale, a sixth of it rounded to E4M3, is at most
+    448; values are clamped to 6 scales. Partial last group, NaN and zeros: see `tables.round_groups`.
+    """
+    return round_groups(x, group, E2M1_E4M3_GRID, e4m3_scale)
 
 
 def hadamard(x: torch.Tensor) -> torch.Tensor:

@@ -96,7 +96,7 @@ def encode_numpy(values: NDArray[np.float32], block: Block) -> tuple[NDArray[np.
 
 
 def round_to_grid(x: torch.Tensor, group: int) -> torch.Tensor:
-    """Q8 of the model: round each `group` of the last axis to E4M3 times its power-of-two scale, back in x's dtype.
+    """Round each `group` of the last axis to E4M3 times its power-of-two scale, back in x's dtype: the grid of window KV.
 
     The largest magnitude of a group counts as at least 1e-4. Partial last group, NaN and zeros: see
     `tables.round_groups`.

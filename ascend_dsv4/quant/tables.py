@@ -7,6 +7,7 @@ reads checkpoints; torch is imported inside the functions that take tensors, so 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,9 +59,9 @@ E2M1_PAIRS = _frozen(np.stack([E2M1[np.arange(256) & 15], E2M1[np.arange(256) >>
 
 @dataclass(frozen=True, slots=True)
 class RoundingGrid:
-    """A float format used with one power-of-two scale per group of values.
+    """A float format used with one scale per group of values.
 
-    max_value      largest magnitude; the scale is the smallest power of two that brings the group below it
+    max_value      largest magnitude; the scale brings the largest value of the group to it, or below
     min_exponent   exponent of the smallest normal value
     mantissa_bits  stored mantissa bits
     amax_floor     the group maximum is taken as at least this, so that a group of zeros has a scale
@@ -73,12 +74,14 @@ class RoundingGrid:
 
     @property
     def reciprocal(self) -> float:
-        """1 / max_value rounded to float32: the scale is defined by this product, not by a division."""
+        """1 / max_value rounded to float32: a power-of-two scale is defined by this product, not by a division."""
         return float(np.float32(1.0 / self.max_value))
 
 
 E4M3_GRID = RoundingGrid(max_value=448.0, min_exponent=-6, mantissa_bits=3, amax_floor=1e-4)
 E2M1_GRID = RoundingGrid(max_value=6.0, min_exponent=0, mantissa_bits=1, amax_floor=6.0 * 2.0**-126)
+E2M1_E4M3_GRID = RoundingGrid(max_value=6.0, min_exponent=0, mantissa_bits=1, amax_floor=6.0 * 2.0**-9)
+"""E2M1 under scales that are E4M3 numbers: the floor gives the smallest of those, 2^-9."""
 
 
 def scale_codes(amax: NDArray[np.float32], grid: RoundingGrid) -> NDArray[np.uint8]:
@@ -107,11 +110,41 @@ def nearest_even_codes(values: NDArray[np.float32], positive: NDArray[np.float32
     return codes.astype(np.uint8)
 
 
-def round_groups(x: torch.Tensor, group: int, grid: RoundingGrid) -> torch.Tensor:
-    """Round every `group` consecutive values of the last axis to `grid` times their own power-of-two scale.
+def power_of_two_scale(amax: torch.Tensor, grid: RoundingGrid) -> torch.Tensor:
+    """2^ceil(log2(max(amax, floor) * fp32(1 / max_value))) in amax's dtype; NaN where amax is not finite in float32."""
+    import torch
 
-    x        [..., width] any float dtype, computed in float32, or in float64 if x is that; a last group may be partial
-    returns  [..., width] in x's dtype; exact there for bfloat16, float32 and float64
+    product = amax.clamp_min(grid.amax_floor).to(torch.float32) * grid.reciprocal
+    bits = product.view(torch.int32)
+    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(torch.int32)
+    scale = (exponent << 23).view(torch.float32)
+    return torch.where(torch.isfinite(product), scale, torch.nan).to(amax.dtype)
+
+
+def e4m3_scale(amax: torch.Tensor, grid: RoundingGrid) -> torch.Tensor:
+    """max(amax, floor) / max_value as an E4M3 number, at most 448, in amax's dtype; NaN where amax is not finite in float32.
+
+    Rounding to the nearest may leave the scale too small for the group's largest values, and 448 limits it: what then
+    exceeds the grid is clamped.
+    """
+    import torch
+
+    quotient = amax.clamp_min(grid.amax_floor).to(torch.float32) / grid.max_value
+    scale = _round_to_format(quotient, E4M3_GRID).clamp_max(E4M3_GRID.max_value)
+    return torch.where(torch.isfinite(quotient), scale, torch.nan).to(amax.dtype)
+
+
+def round_groups(
+    x: torch.Tensor,
+    group: int,
+    grid: RoundingGrid,
+    scale_rule: Callable[[torch.Tensor, RoundingGrid], torch.Tensor] = power_of_two_scale,
+) -> torch.Tensor:
+    """Round every `group` consecutive values of the last axis to `grid` times their own scale.
+
+    x           [..., width] any float dtype, computed in float32, or in float64 if x is that; a last group may be partial
+    scale_rule  the scales from the groups' largest magnitudes: `power_of_two_scale` or `e4m3_scale`
+    returns     [..., width] in x's dtype; exact there for bfloat16, float32 and float64
     A group that holds a NaN or an infinity (in float64: a magnitude above float32's range) comes back as NaN in full,
     never as plausible numbers; a value that rounds past x's largest number becomes an infinity. A group of zeros stays
     zero. Only element-wise operations and maxima: a row never depends on other rows.
@@ -123,23 +156,18 @@ def round_groups(x: torch.Tensor, group: int, grid: RoundingGrid) -> torch.Tenso
     work = x if x.dtype == torch.float64 else x.to(torch.float32)
     padded = torch.nn.functional.pad(work, (0, num_groups * group - width))
     groups = padded.reshape(*x.shape[:-1], num_groups, group)
-    scale = _power_of_two_scale(groups.abs().amax(-1, keepdim=True), grid)
-    # At most max_value but for the rounding of the product in the scale, and what little exceeds it rounds back to it.
-    scaled = groups / scale
-    step = _power_of_two_floor(scaled).clamp_min(2.0**grid.min_exponent) * 2.0**-grid.mantissa_bits
-    rounded = torch.round(scaled / step) * step * scale  # torch.round takes ties to even; the other steps are exact
+    scale = scale_rule(groups.abs().amax(-1, keepdim=True), grid)
+    scaled = (groups / scale).clamp(-grid.max_value, grid.max_value)
+    rounded = _round_to_format(scaled, grid) * scale  # exact: few bits times few bits
     return rounded.flatten(-2)[..., :width].to(x.dtype)
 
 
-def _power_of_two_scale(amax: torch.Tensor, grid: RoundingGrid) -> torch.Tensor:
-    """2^ceil(log2(max(amax, floor) * fp32(1 / max_value))) in amax's dtype; NaN where amax is not finite in float32."""
+def _round_to_format(x: torch.Tensor, grid: RoundingGrid) -> torch.Tensor:
+    """Nearest number of the grid's format, ties to even, without its upper limit; x float32 or float64."""
     import torch
 
-    product = amax.clamp_min(grid.amax_floor).to(torch.float32) * grid.reciprocal
-    bits = product.view(torch.int32)
-    exponent = (bits >> 23) + ((bits & 0x7FFFFF) != 0).to(torch.int32)
-    scale = (exponent << 23).view(torch.float32)
-    return torch.where(torch.isfinite(product), scale, torch.nan).to(amax.dtype)
+    step = _power_of_two_floor(x).clamp_min(2.0**grid.min_exponent) * 2.0**-grid.mantissa_bits
+    return torch.round(x / step) * step  # torch.round takes ties to even; the other steps are exact
 
 
 def _power_of_two_floor(x: torch.Tensor) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reference of `hc_pre`, with the two steps that `hc_head` shares."""
+"""Reference of `hc_pre`, with the two steps that `hc_head` and `hc_collapse` share."""
 
 from __future__ import annotations
 
@@ -45,8 +45,16 @@ def _sum(comb: Tensor, axis: int) -> Tensor:
 
 @implements(SPEC, "reference")
 def hc_pre(
-    streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, *, sinkhorn_iters: int, hc_eps: float, norm_eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+    streams: Tensor,
+    fn: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    mix: Tensor | None,
+    *,
+    sinkhorn_iters: int,
+    hc_eps: float,
+    norm_eps: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     num_tokens, n, _ = streams.shape
     u = project_streams(streams, fn, norm_eps)
     pre = sigmoid(u[:, :n] * scale[0] + base[:n]) + hc_eps
@@ -54,4 +62,5 @@ def hc_pre(
     logits = (u[:, 2 * n :] * scale[2] + base[2 * n :]).reshape(num_tokens, n, n)
     powers = torch.exp(logits - logits.amax(-1, keepdim=True))
     comb = sinkhorn(powers / _sum(powers, 2) + hc_eps, sinkhorn_iters, hc_eps)
-    return collapse_streams(streams, pre), post.float(), comb.float()
+    x = collapse_streams(streams, pre if mix is None else mix.to(pre.dtype))
+    return x, post.float(), comb.float(), pre.float()

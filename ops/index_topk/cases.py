@@ -23,7 +23,7 @@ from ascend_dsv4.ops.cases import (
     strided,
 )
 
-ATTRS = {"ratio": 4, "topk": 5, "rounding": "none"}
+ATTRS = {"ratio": 4, "topk": 5, "rounding": "none", "candidate_block": 1, "num_candidates": 0}
 
 
 def inputs(rng: Rng, step: Step, *, heads: int = 4, head_dim: int = 32, block_rows: int = 3, **attrs: Any) -> CaseInputs:
@@ -45,6 +45,18 @@ def inputs(rng: Rng, step: Step, *, heads: int = 4, head_dim: int = 32, block_ro
     return CaseInputs(args, attrs)
 
 
+def restricted(rng: Rng, step: Step, num_given: int, **options: Any) -> CaseInputs:
+    """Every token may choose from up to `num_given` of its visible blocks, the newest among them."""
+    made = inputs(rng, step, **options)
+    candidates = np.full((step.num_tokens, num_given), -1, dtype=np.int32)
+    for row, position in zip(candidates, step.positions, strict=True):
+        newest = ((position + 1) // made.attrs["ratio"] - 1) // made.attrs["candidate_block"]
+        if position >= 0 and newest >= 0:
+            older = rng.permutation(newest)[: num_given - 1]
+            row[: len(older) + 1] = sorted([*older, newest])
+    return CaseInputs({**made.args, "candidates": candidates}, made.attrs)
+
+
 def case(name: str, kind: Any, requests: tuple[tuple[int, int], ...], padding: int = 0, **options: Any) -> Case:
     return Case(name, kind, lambda rng: inputs(rng, Step(requests, padding), **options))
 
@@ -58,6 +70,17 @@ def integers(rng: Rng, made: CaseInputs, low: int, high: int) -> CaseInputs:
         return f32(np.where(np.isnan(array), np.nan, rng.integers(low, high, array.shape)))
 
     return CaseInputs({**made.args, **{name: draw(name) for name in ("q", "weights", "idx_kv")}}, made.attrs)
+
+
+def tied_blocks(rng: Rng) -> CaseInputs:
+    made = restricted(rng, Step(((0, 90), (61, 3)), 2), 5, heads=2, head_dim=4, candidate_block=3, num_candidates=3, topk=4)
+    return integers(rng, made, 0, 2)
+
+
+def no_scores_below_zero(rng: Rng) -> CaseInputs:
+    """Every score negative: what stands in for a missing one must not win."""
+    made = restricted(rng, Step(((50, 40),)), 3, candidate_block=4, num_candidates=2)
+    return CaseInputs({**made.args, "weights": -np.abs(f32(made.args["weights"]))}, made.attrs)
 
 
 def ties(rng: Rng) -> CaseInputs:
@@ -74,7 +97,7 @@ def hadamard(rng: Rng) -> CaseInputs:
 
 
 def views(rng: Rng) -> CaseInputs:
-    made = inputs(rng, Step(((20, 30),)))
+    made = restricted(rng, Step(((20, 30),)), 3, candidate_block=2, num_candidates=2)
     return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, made.attrs)
 
 
@@ -87,6 +110,22 @@ CASES = (
     case("prefill", "typical", ((0, 90),), heads=8, head_dim=64, topk=8),
     case("decode-batch", "typical", ((399, 1), (64, 1), (3, 1), (200, 1)), block_rows=16, topk=16),
     Case("hadamard-fp4", "typical", hadamard),
+    case("fp4-b32", "typical", ((70, 20),), head_dim=64, rounding="fp4_b32"),
+    case("publish", "typical", ((0, 90), (300, 2)), ratio=1, candidate_block=8, num_candidates=4),
+    Case("restricted", "typical", lambda rng: restricted(rng, Step(((0, 90), (300, 2))), 4, ratio=1, candidate_block=8)),
+    *(
+        case(f"publish-{n}-of-blocks-of-{size}", "boundary", ((0, 70),), ratio=2, candidate_block=size, num_candidates=n)
+        for n, size in ((1, 1), (1, 4), (2, 3), (9, 4), (64, 4))
+    ),
+    *(
+        Case(f"restricted-to-{n}-blocks-of-{size}", "boundary",
+             lambda rng, n=n, size=size: restricted(rng, Step(((0, 70),)), n, ratio=2, candidate_block=size))
+        for n, size in ((1, 1), (1, 4), (1, 8), (2, 3), (9, 4), (64, 4))
+    ),
+    Case("restricted-and-publish", "boundary",
+         lambda rng: restricted(rng, Step(((0, 70),)), 3, ratio=1, candidate_block=4, num_candidates=2)),
+    case("publish-tokens-0", "boundary", (), num_candidates=3),
+    Case("restricted-tokens-0", "boundary", lambda rng: restricted(rng, Step(()), 3)),
     case("tokens-0", "boundary", ()),
     *(case(f"tokens-{n}", "boundary", ((0, n),)) for n in (1, 3, 127, 128, 129)),
     case("around-topk", "boundary", ((16, 10),), topk=5),
@@ -95,6 +134,9 @@ CASES = (
     case("block-edges", "boundary", ((30, 20),), block_rows=1),
     case("padded-width", "boundary", ((255, 6), (511, 6)), block_rows=32),
     Case("ties", "hostile", ties),
+    Case("tied-blocks", "hostile", tied_blocks),
+    Case("negative-scores", "hostile", no_scores_below_zero),
+    Case("candidates-in-padding", "hostile", lambda rng: restricted(rng, Step(((33, 3), (0, 2)), 3), 2, num_candidates=2)),
     Case("all-equal", "hostile", all_equal),
     Case("large", "hostile", large),
     case("poisoned-padding", "hostile", ((33, 3), (0, 2)), 3),
@@ -103,7 +145,7 @@ CASES = (
 )
 
 
-def scored(scores: list[float], positions: list[int], topk: int) -> CaseInputs:
+def scored(scores: list[float], positions: list[int], topk: int, **attrs: Any) -> CaseInputs:
     """Keys that are the scores themselves: one head, one channel, query 1, weight 1."""
     num = len(positions)
     args = {
@@ -114,7 +156,11 @@ def scored(scores: list[float], positions: list[int], topk: int) -> CaseInputs:
         "req_idx": i32([0 if position >= 0 else -1 for position in positions]),
         "block_table": i32([range(len(scores))]),
     }
-    return CaseInputs(args, {"ratio": 4, "topk": topk, "rounding": "none"})
+    return CaseInputs(args, {**ATTRS, "topk": topk, **attrs})
+
+
+def given(inputs: CaseInputs, candidates: list[list[int]]) -> CaseInputs:
+    return CaseInputs({**inputs.args, "candidates": i32(candidates)}, inputs.attrs)
 
 
 EXPECTED = (
@@ -142,8 +188,34 @@ EXPECTED = (
                 "req_idx": i32([0]),
                 "block_table": i32([[0]]),
             },
-            {"ratio": 4, "topk": 2, "rounding": "none"},
+            {**ATTRS, "topk": 2},
         ),
         {"entries": i32([[0, 1]])},
+    ),
+    ExpectedCase(
+        "publish",
+        "by hand, blocks of two: maxima 5, 9, 3, then 8 or, one token earlier, 1. The newest block is forced in at the cost of "
+        "5; before there are three blocks all are published; nothing is where nothing is visible",
+        lambda: scored([1, 5, 9, 2, 3, 3, 1, 8], [7, 6, 4, 3, 1, 0, -1], 1, ratio=1, candidate_block=2, num_candidates=2),
+        {
+            "entries": i32([[2], [2], [2], [2], [1], [0], [-1]]),
+            "blocks": i32([[1, 3], [1, 3], [1, 2], [0, 1], [0, -1], [0, -1], [-1, -1]]),
+        },
+    ),
+    ExpectedCase(
+        "blocks-tie",
+        "contract: of blocks with equal scores the lower wins; the newest is in whatever its score",
+        lambda: scored([4, 0, 4, 4, 4, 0, 4, 4], [7], 1, ratio=1, candidate_block=2, num_candidates=3),
+        {"blocks": i32([[0, 1, 3]])},
+    ),
+    ExpectedCase(
+        "restricted",
+        "by hand, blocks of two: of 3, 1 and 8 in blocks 2 and 3; of all entries where the row lists all blocks; as many as "
+        "there are where those are few; invisible entries of a listed block stay out",
+        lambda: given(
+            scored([1, 5, 9, 2, 3, 1, 8, 7], [6, 3, 7, 2], 2, ratio=1, candidate_block=2),
+            [[2, 3, -1], [0, 1, -1], [0, -1, -1], [1, -1, -1]],
+        ),
+        {"entries": i32([[4, 6], [1, 2], [0, 1], [2, -1]])},
     ),
 )

@@ -45,6 +45,39 @@ def best_entries(scores: Tensor, topk: int) -> Tensor:
     return chosen.nonzero().squeeze(1)
 
 
+def choose_entries(scores: Tensor, given: Tensor, topk: int, candidate_block: int) -> Tensor:
+    """Ascending numbers of the best `topk` of the entries in the blocks `given`; all of them if they are no more."""
+    place = torch.arange(candidate_block, device=given.device)
+    entry = (given[given >= 0].long()[:, None] * candidate_block + place).flatten()
+    entry = entry[entry < scores.shape[0]]
+    return entry if entry.shape[0] <= topk else entry[best_entries(scores[entry], topk)]
+
+
+def choose_blocks(scores: Tensor, num_candidates: int, candidate_block: int) -> Tensor:
+    """Ascending numbers of the last block and of the best `num_candidates` − 1 others, of which there are more."""
+    newest = torch.tensor([(scores.shape[0] - 1) // candidate_block], device=scores.device)
+    if num_candidates == 1:
+        return newest
+    older = torch.where(torch.isnan(scores), -torch.inf, scores)[: int(newest) * candidate_block]
+    return torch.cat([best_entries(older.reshape(-1, candidate_block).amax(1), num_candidates - 1), newest])
+
+
+def lacks_blocks(candidates: Tensor, num_blocks: Tensor) -> Tensor:
+    """Which rows of `candidates` do not hold all of the first `num_blocks` [num_tokens] blocks."""
+    last, num_given = num_blocks - 1, candidates.shape[1]
+    if num_given == 0:
+        return last >= 0
+    # Distinct numbers in ascending order begin with 0 … last exactly if the one in place `last` is `last`.
+    found = candidates.gather(1, last.clamp(0, num_given - 1).long()[:, None]).squeeze(1)
+    return (last >= 0) & ((last >= num_given) | (found != last))
+
+
+def first_numbers(count: Tensor, width: int) -> Tensor:
+    """[num_tokens, width] int32: 0 … count − 1 in each row, then -1."""
+    number = torch.arange(width, dtype=torch.int32, device=count.device)
+    return torch.where(number < count[:, None], number, -1)
+
+
 @implements(SPEC, "reference")
 def index_topk(
     q: Tensor,
@@ -53,29 +86,36 @@ def index_topk(
     positions: Tensor,
     req_idx: Tensor,
     block_table: Tensor,
+    candidates: Tensor | None,
     *,
     ratio: int,
     topk: int,
     rounding: str,
-) -> Tensor:
+    candidate_block: int,
+    num_candidates: int,
+) -> tuple[Tensor, Tensor]:
     dtype = accumulate_dtype(q)
     queries, scale = round_rows(q, rounding, 0).to(dtype), weights.to(dtype)
-    chosen = torch.full((q.shape[0], topk), -1, dtype=torch.int32, device=q.device)
-    visible = ((positions + 1) // ratio).tolist()
-    requests = req_idx.tolist()
+    visible = torch.where(req_idx >= 0, (positions + 1) // ratio, 0)
+    num_blocks = (visible + candidate_block - 1) // candidate_block
+    # Where everything fits it is chosen, whatever its score; no key is read.
+    entries, blocks = first_numbers(visible, topk), first_numbers(num_blocks, num_candidates)
+    restricted = torch.zeros_like(visible, dtype=torch.bool) if candidates is None else lacks_blocks(candidates, num_blocks)
+    publishing = (num_blocks > num_candidates) & (num_candidates > 0)
+    rows = ((visible > topk) | restricted | publishing).nonzero().flatten().tolist()
+    requests, counts, is_restricted, publishes = (x.tolist() for x in (req_idx, visible, restricted, publishing))
     most: dict[int, int] = {}
-    for request, count in zip(requests, visible, strict=True):
-        most[request] = max(count, most.get(request, 0))
-    keys = {
-        request: gather_keys(idx_kv, block_table[request], count).to(dtype)
-        for request, count in most.items()
-        if request >= 0 and count > topk
-    }
-    for t, (request, count) in enumerate(zip(requests, visible, strict=True)):
-        if request < 0 or count == 0:
-            continue
-        if count <= topk:  # every visible entry is chosen, whatever its score
-            chosen[t, :count] = torch.arange(count, dtype=torch.int32)
-        else:
-            chosen[t] = best_entries(index_scores(queries[t], scale[t], keys[request], count), topk).int()
-    return chosen
+    for t in rows:
+        most[requests[t]] = max(counts[t], most.get(requests[t], 0))
+    keys = {request: gather_keys(idx_kv, block_table[request], count).to(dtype) for request, count in most.items()}
+    for t in rows:
+        scores = index_scores(queries[t], scale[t], keys[requests[t]], counts[t])
+        if candidates is not None and is_restricted[t]:
+            chosen = choose_entries(scores, candidates[t], topk, candidate_block)
+            entries[t] = -1
+            entries[t, : chosen.shape[0]] = chosen
+        elif counts[t] > topk:
+            entries[t] = best_entries(scores, topk)
+        if publishes[t]:
+            blocks[t] = choose_blocks(scores, num_candidates, candidate_block)
+    return entries, blocks

@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from ascend_dsv4.ops.registry import implements
-from ascend_dsv4.ops.store_kv import SPEC
+from ascend_dsv4.ops.store_kv import ROUNDINGS, SPEC
 from ascend_dsv4.quant import fp4, fp8_blockwise
 
 KV_GROUP = 64
-"""Channels under one scale of the FP8 KV grid."""
+"""Channels under one scale of V4's FP8 KV grid."""
+WHOLE_ROW_KV_GROUP = 32
+"""Channels under one scale of V4.1's, which covers the rotary channels too."""
 
 
 def round_rows(rows: Tensor, rounding: str, rope_dim: int) -> Tensor:
@@ -23,7 +25,13 @@ def round_rows(rows: Tensor, rounding: str, rope_dim: int) -> Tensor:
     if rounding == "fp8":
         split = rows.shape[-1] - rope_dim
         return torch.cat([fp8_blockwise.round_to_grid(rows[..., :split], KV_GROUP), rows[..., split:]], dim=-1)
-    raise ValueError(f"store_kv: rounding={rounding!r}, expected none, fp8 or hadamard_fp4")
+    if rounding == "fp8_b32":
+        return fp8_blockwise.round_to_grid(rows, WHOLE_ROW_KV_GROUP)
+    if rounding == "fp4_b32":
+        return fp4.round_to_grid(rows)
+    if rounding == "fp4_b16_e4m3":
+        return fp4.round_to_e4m3_scaled_grid(rows)
+    raise ValueError(f"store_kv: rounding={rounding!r}, expected one of {', '.join(ROUNDINGS)}")
 
 
 def write_rows(cache: Tensor, rows: Tensor, slots: Tensor) -> None:

@@ -55,19 +55,33 @@ def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
     return out
 
 
-def grid_round(row: Array, group: int, grid: list[float], floor: float) -> Array:
-    """Groups of a row to the nearest multiple of a power of two that the grid has; of two equally near, the even code."""
+def nearest(value: float, grid: list[float]) -> float:
+    """The nearest value of a grid, at most its last; of two equally near, the one of even code."""
+    distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
+    codes = np.flatnonzero(distance == distance.min())
+    code = codes[0] if len(codes) == 1 or codes[0] % 2 == 0 else codes[1]
+    return math.copysign(grid[code], value)
+
+
+def power_of_two(amax: float, largest: float) -> float:
+    """The smallest power of two that is not below the float32 product amax · (1 / largest)."""
+    mantissa, exponent = math.frexp(float(np.float32(amax) * np.float32(1 / largest)))
+    return 2.0 ** (exponent - (mantissa == 0.5))
+
+
+def e4m3(amax: float, largest: float) -> float:
+    return nearest(float(np.float32(amax) / np.float32(largest)), E4M3)
+
+
+def grid_round(
+    row: Array, group: int, grid: list[float], floor: float, scale_rule: Callable[[float, float], float] = power_of_two
+) -> Array:
+    """Groups of a row to the nearest multiple of their scale that the grid has."""
     out = row.copy()
     for start in range(0, len(row), group):
         part = row[start : start + group]
-        product = np.float32(max(np.abs(part).max(), floor)) * np.float32(1 / grid[-1])
-        mantissa, exponent = math.frexp(float(product))
-        scale = 2.0 ** (exponent - (mantissa == 0.5))
-        for i, value in enumerate(part / scale):
-            distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
-            nearest = np.flatnonzero(distance == distance.min())
-            code = nearest[0] if len(nearest) == 1 or nearest[0] % 2 == 0 else nearest[1]
-            out[start + i] = math.copysign(grid[code], value) * scale
+        scale = scale_rule(max(np.abs(part).max(), floor), grid[-1])
+        out[start : start + group] = [nearest(value, grid) * scale for value in part / scale]
     return out
 
 
@@ -86,6 +100,12 @@ def stored(row: Array, rounding: str, rope_dim: int, dtype: str) -> Array:
         return np.concatenate([grid_round(row[:split], 64, E4M3, float(np.float32(1e-4))), row[split:]])
     if rounding == "hadamard_fp4":
         return grid_round(round_to(hadamard(row), dtype), 32, E2M1, 6 * 2.0**-126)
+    if rounding == "fp8_b32":
+        return grid_round(row, 32, E4M3, float(np.float32(1e-4)))
+    if rounding == "fp4_b32":
+        return grid_round(row, 32, E2M1, 6 * 2.0**-126)
+    if rounding == "fp4_b16_e4m3":
+        return grid_round(row, 16, E2M1, 6 * 2.0**-9, e4m3)
     assert rounding == "none"
     return row
 
@@ -171,18 +191,26 @@ def projected(streams: Array, fn: Array, eps: float) -> Array:
 def hc_pre(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     streams, scale, base, eps = a["streams"], a["scale"], a["base"], attrs["hc_eps"]
     count, n, hidden = streams.shape
-    x, post, comb = np.zeros((count, hidden)), np.zeros((count, n)), np.zeros((count, n, n))
+    x, pre, post, comb = np.zeros((count, hidden)), np.zeros((count, n)), np.zeros((count, n)), np.zeros((count, n, n))
     for t in range(count):
         u = projected(streams[t], a["fn"], attrs["norm_eps"])
         for i in range(n):
-            x[t] += (1 / (1 + math.exp(-(u[i] * scale[0] + base[i]))) + eps) * streams[t, i]
+            pre[t, i] = 1 / (1 + math.exp(-(u[i] * scale[0] + base[i]))) + eps
+            x[t] += (pre if a["mix"] is None else a["mix"])[t, i] * streams[t, i]
             post[t, i] = 2 / (1 + math.exp(-(u[n + i] * scale[1] + base[n + i])))
             row = [math.exp(u[2 * n + i * n + j] * scale[2] + base[2 * n + i * n + j]) for j in range(n)]
             comb[t, i] = [power / sum(row) + eps for power in row]
         for step in range(2 * attrs["sinkhorn_iters"] - 1):
             sums = comb[t].sum(axis=step % 2) + eps  # even steps: over the first index, giving column sums
             comb[t] = comb[t] / (sums[None, :] if step % 2 == 0 else sums[:, None])
-    return {"x": x, "post": post, "comb": comb}
+    return {"x": x, "post": post, "comb": comb, "pre": pre}
+
+
+def hc_collapse(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    x = np.zeros((len(a["streams"]), a["streams"].shape[2]))
+    for t, n in np.ndindex(a["mix"].shape):
+        x[t] += a["mix"][t, n] * a["streams"][t, n]
+    return {"x": x}
 
 
 def hc_post(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
@@ -246,8 +274,43 @@ def compress_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"cache": cache, "state": state}
 
 
+def requests_of(a: Args) -> list[tuple[int, dict[int, int]]]:
+    """State slot and position → row, for every request of a step."""
+    return [
+        (int(slot), {int(a["positions"][t]): t for t in range(a["cu_query_lens"][i], a["cu_query_lens"][i + 1])})
+        for i, slot in enumerate(a["state_slots"])
+    ]
+
+
+def pool_kv(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    entries, ratio = np.zeros(a["kv"].shape), attrs["ratio"]
+    for slot, at in requests_of(a):
+        for last, t in at.items():
+            if last % ratio != ratio - 1:
+                continue
+            group = []
+            for p in range(last - ratio + 1, last + 1):
+                kept = a["state"][slot, p % a["state"].shape[1]]
+                group.append((a["kv"][at[p]], a["gate"][at[p]]) if p in at else (kept[0], kept[1]))
+            for c in range(entries.shape[1]):
+                top = max(gate[c] for _, gate in group)
+                powers = [math.exp(gate[c] - top) for _, gate in group]
+                entries[t, c] = sum(power * kv[c] for power, (kv, _) in zip(powers, group, strict=True)) / sum(powers)
+    return {"entries": entries}
+
+
+def store_state(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    state = a["state"].copy()
+    for slot, at in requests_of(a):
+        for p in sorted(at):  # later positions take the place of earlier ones
+            state[slot, p % state.shape[1]] = a["kv"][at[p]], a["gate"][at[p]]
+    return {"state": state}
+
+
 def index_topk(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     chosen = np.full((len(a["q"]), attrs["topk"]), -1, dtype=np.int32)
+    published = np.full((len(a["q"]), attrs["num_candidates"]), -1, dtype=np.int32)
+    size = attrs["candidate_block"]
     for t, (position, request) in enumerate(zip(a["positions"], a["req_idx"], strict=True)):
         scores = []
         queries = [stored(q, attrs["rounding"], 0, dtype) for q in a["q"][t]]
@@ -258,9 +321,15 @@ def index_topk(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
             for q, weight in zip(queries, a["weights"][t], strict=True):
                 score += weight * max(q @ key, 0.0)
             scores.append((-score, s))
-        best = sorted(s for _, s in sorted(scores)[: attrs["topk"]])
+        allowed = [pair for pair in scores if a["candidates"] is None or pair[1] // size in a["candidates"][t]]
+        best = sorted(s for _, s in sorted(allowed)[: attrs["topk"]])
         chosen[t, : len(best)] = best
-    return {"entries": chosen}
+        if scores and attrs["num_candidates"]:
+            ranked = sorted((min(scores[first : first + size])[0], first // size) for first in range(0, len(scores), size))
+            newest = (len(scores) - 1) // size
+            kept = [block for _, block in ranked if block != newest][: attrs["num_candidates"] - 1]
+            published[t, : len(kept) + 1] = sorted([*kept, newest])
+    return {"entries": chosen, "blocks": published}
 
 
 def sparse_attention(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
@@ -433,8 +502,8 @@ def concat(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, concat, embed, expert_mlp, grouped_linear, hc_head, hc_post, hc_pre, index_topk,
-        layer_norm, linear, logits, mla_attention, moe_combine, moe_dispatch, rms_norm, rope, route, sample,
-        sparse_attention, step_metadata, store_kv, swiglu,
+        adjust_logits, compress_kv, concat, embed, expert_mlp, grouped_linear, hc_collapse, hc_head, hc_post, hc_pre,
+        index_topk, layer_norm, linear, logits, mla_attention, moe_combine, moe_dispatch, pool_kv, rms_norm, rope, route,
+        sample, sparse_attention, step_metadata, store_kv, store_state, swiglu,
     )
 }  # fmt: skip

@@ -88,7 +88,7 @@ def test_schema(name: str) -> None:
 
 def test_operators_that_write_return_nothing() -> None:
     writing = {name for name in OP_NAMES if get_spec(name).mutates}
-    assert writing == {"store_kv", "compress_kv"}
+    assert writing == {"store_kv", "store_state", "compress_kv"}
     for name in writing:
         assert schema(get_spec(name)).endswith("-> ()")
     assert schema(get_spec("store_kv")) == (

@@ -2,7 +2,8 @@
 """The result for a row is the same to the last bit whatever else is in the call: alone, behind other rows, in another order,
 repeated, beside poisoned padding, at another address, with one thread or two.
 
-Schedules may cut and batch requests anywhere only because this holds for every operator.
+Schedules may cut and batch requests anywhere only because this holds for every operator. Those that carry state from step to
+step are tried in test_chunks.py and test_pooling.py.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
+from ascend_dsv4.ops.index_topk.cases import restricted
 from ascend_dsv4.ops.index_topk.reference import index_scores
 from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.registry import get_spec
@@ -27,7 +29,7 @@ from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
 
 NUM_ROWS = 37
-PADDING = {"positions": -1, "req_idx": -1, "slots": -1, "ids": -1, "input_ids": 0, "top_k": 0, "entries": -1}
+PADDING = {"positions": -1, "req_idx": -1, "slots": -1, "ids": -1, "input_ids": 0, "top_k": 0, "entries": -1, "candidates": -1}
 """What integer arguments hold in a padding row; floats hold NaN."""
 
 Tensors = dict[str, Tensor]
@@ -105,10 +107,13 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
 def hyper_connections() -> Iterator[tuple[str, Rows]]:
     rng = np.random.default_rng(3)
     eps = {"hc_eps": 1e-6, "norm_eps": 1e-6}
+    attrs = {**eps, "sinkhorn_iters": 20}
     for hidden in (9, 4096, 7168):
         base, scale = normal(rng, 24), f32([0.7, 1.3, 0.9])
         fixed = {"fn": normal(rng, 24, 4 * hidden, scale=hidden**-0.5), "base": base, "scale": scale}
-        yield f"hc_pre-{hidden}", random_rows("hc_pre", fixed, {**eps, "sinkhorn_iters": 20}, streams=(4, hidden))
+        yield f"hc_pre-{hidden}", random_rows("hc_pre", fixed, attrs, streams=(4, hidden))
+        yield f"hc_pre-delayed-{hidden}", random_rows("hc_pre", fixed, attrs, streams=(4, hidden), mix=(4,))
+        yield f"hc_collapse-{hidden}", random_rows("hc_collapse", {}, {}, streams=(4, hidden), mix=(4,))
         head = {"fn": fixed["fn"][:4], "base": base[:4], "scale": scale[:1]}
         yield f"hc_head-{hidden}", random_rows("hc_head", head, eps, streams=(4, hidden))
     yield "hc_post", random_rows("hc_post", {}, {}, x=(33,), streams=(4, 33), post=(4,), comb=(4, 4))
@@ -196,12 +201,21 @@ def caches() -> Iterator[tuple[str, Rows]]:
     rng = np.random.default_rng(7)
     step = Step(((0, 12), (250, 20), (61, 5)))
     assert step.num_tokens == NUM_ROWS
-    for rounding, width in (("none", 33), ("fp8", 512), ("fp8", 100), ("hadamard_fp4", 128)):
+    for rounding, width in (
+        ("none", 33), ("fp8", 512), ("fp8", 100), ("hadamard_fp4", 128), ("fp8_b32", 512), ("fp4_b32", 128),
+        ("fp4_b16_e4m3", 512), ("fp4_b16_e4m3", 100),
+    ):  # fmt: skip
         stored = Rows({"rows": torch.from_numpy(normal(rng, NUM_ROWS, width))}, written_rows(rounding))
         yield f"store_kv-{rounding}-{width}", stored
     for heads, dim in ((64, 128), (3, 20), (1, 16)):
         scored = index_inputs(np.random.default_rng(8), step, heads=heads, head_dim=dim, topk=9)
         yield f"index_topk-{heads}x{dim}", of_op("index_topk", scored, ("q", "weights", "positions", "req_idx"))
+        options = {"heads": heads, "head_dim": dim, "topk": 9, "ratio": 1, "candidate_block": 8}
+        published = index_inputs(np.random.default_rng(8), step, num_candidates=5, **options)
+        yield f"index_topk-publish-{heads}x{dim}", of_op("index_topk", published, ("q", "weights", "positions", "req_idx"))
+        chosen = restricted(np.random.default_rng(8), step, 3, **options)
+        row_args = ("q", "weights", "positions", "req_idx", "candidates")
+        yield f"index_topk-restricted-{heads}x{dim}", of_op("index_topk", chosen, row_args)
     for heads, dim, topk in ((64, 512, 9), (3, 20, None), (1, 16, 9)):
         seen = attention_inputs(np.random.default_rng(9), step, heads=heads, head_dim=dim, topk=topk, window=128)
         row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
@@ -210,6 +224,8 @@ def caches() -> Iterator[tuple[str, Rows]]:
         seen = mla_inputs(np.random.default_rng(10), step, heads=heads, width=width, value_dim=width * 8 // 9, topk=topk)
         row_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
         yield f"mla_attention-{heads}x{width}", of_op("mla_attention", seen, row_args)
+        seen_args = ("q", "positions", "req_idx", *(["entries"] if topk else []))
+        yield f"sparse_attention-{heads}x{dim}", of_op("sparse_attention", seen, seen_args)
 
 
 def written_rows(rounding: str) -> RowFunction:
@@ -293,7 +309,8 @@ def test_index_scores_do_not_depend_on_the_address(threads: int) -> None:
 
 def test_every_operator_is_tested() -> None:
     tested = {name.split("-")[0] for name in ALL_ROWS} - {"experts"}
-    assert tested | {"moe_dispatch", "expert_mlp", "moe_combine", "compress_kv"} == set(OP_NAMES)
+    experts, in_chunks = {"moe_dispatch", "expert_mlp", "moe_combine"}, {"compress_kv", "pool_kv", "store_state"}
+    assert tested | experts | in_chunks == set(OP_NAMES)
 
 
 class Request:
@@ -347,6 +364,7 @@ def test_a_request_does_not_depend_on_its_blocks_or_company(chosen: bool, thread
         rows, row_table = paged(rng, [r.window for r in requests], block_rows)
         chosen_rows = np.concatenate([r.chosen_rows for r in requests]) if chosen else None
         latent = {**common, "q": q, "mla_kv": rows, "block_table": row_table, "entries": chosen_rows}
+        index_attrs = {"ratio": 4, "topk": 16, "rounding": "none", "candidate_block": 4, "num_candidates": 5}
         o = run("sparse_attention", CaseInputs(attention, {"window": 128, "ratio": 4, "scale": 0.2}), "float32")
         mla = run("mla_attention", CaseInputs(latent, {"value_dim": 40, "scale": 0.2}), "float32")
         return {**o, "mla": mla["o"], **run("index_topk", CaseInputs(index, index_attrs), "float32")}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,8 +22,9 @@ E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 def bits(x: np.ndarray | torch.Tensor) -> list[int]:
     """Bit patterns, so that -0 differs from 0 and NaN equals itself."""
-    array = x.numpy() if isinstance(x, torch.Tensor) else x
-    return array.view({4: np.uint32, 8: np.uint64}[array.itemsize]).ravel().tolist()
+    if isinstance(x, torch.Tensor):
+        x = x.view(torch.int16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+    return x.view({2: np.uint16, 4: np.uint32, 8: np.uint64}[x.itemsize]).ravel().tolist()
 
 
 def e4m3_magnitudes() -> list[Fraction]:
@@ -40,19 +42,26 @@ def nearest_even(value: Fraction, magnitudes: list[Fraction]) -> Fraction:
     return magnitudes[code] * (-1 if value < 0 else 1)
 
 
-def rounded_group(values: list[float], maximum: int, floor: float, magnitudes: list[Fraction]) -> list[Fraction]:
-    """Q8 / Q4 of the specification for one group, in exact arithmetic but for the float32 product that defines it."""
+def rounded_group(
+    values: list[float], maximum: int, floor: float, magnitudes: list[Fraction], e4m3_scale: bool = False
+) -> list[Fraction]:
+    """The specification for one group, in exact arithmetic but for the float32 product or quotient that defines the scale."""
     amax = max(*(abs(v) for v in values), float(np.float32(floor)))
-    product = np.float32(amax) * (np.float32(1) / np.float32(maximum))
-    mantissa, exponent = math.frexp(float(product))
-    scale = Fraction(2) ** (exponent - 1 if mantissa == 0.5 else exponent)
+    if e4m3_scale:
+        quotient = Fraction(float(np.float32(amax) / np.float32(maximum)))
+        scale = nearest_even(min(quotient, Fraction(448)), e4m3_magnitudes())
+    else:
+        product = np.float32(amax) * (np.float32(1) / np.float32(maximum))
+        mantissa, exponent = math.frexp(float(product))
+        scale = Fraction(2) ** (exponent - 1 if mantissa == 0.5 else exponent)
     clamped = [min(max(Fraction(v) / scale, Fraction(-maximum)), Fraction(maximum)) for v in values]
     return [nearest_even(v, magnitudes) * scale for v in clamped]
 
 
 QUANTISERS = {
-    "q8": (fp8_blockwise.round_to_grid, 448, 1e-4, e4m3_magnitudes()),
-    "q4": (fp4.round_to_grid, 6, 6 * 2.0**-126, [Fraction(m) for m in E2M1_MAGNITUDES]),
+    "q8": (fp8_blockwise.round_to_grid, 448, 1e-4, e4m3_magnitudes(), False),
+    "q4": (fp4.round_to_grid, 6, 6 * 2.0**-126, [Fraction(m) for m in E2M1_MAGNITUDES], False),
+    "q4-e4m3": (fp4.round_to_e4m3_scaled_grid, 6, 6 * 2.0**-9, [Fraction(m) for m in E2M1_MAGNITUDES], True),
 }
 
 
@@ -63,6 +72,7 @@ def awkward_rows() -> list[list[float]]:
     rows += [[0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0], [-0.25, -0.75, -1.25, -1.75, -2.5, -3.5, -5.0, -6.0]]
     rows += [[448.0, 1.0625, 1.1875, 17.0, 19.0, 2.0**-10, 3 * 2.0**-10, 432.0], [0.0] * 8, [-0.0] * 8]
     rows += [[2.0**k] * 8 for k in (-149, -126, -14, 0, 9, 127)] + [[6.0 * 2.0**k, 0.1] * 4 for k in (-126, 0, 40)]
+    rows += [[6 * 2.0**-9, 2.0**-10, 3 * 2.0**-11, 0.0] * 2, [6.375, 6.376, 1.0, 5.3] * 2, [2688.0, 2790.0, -2e4, 672.0] * 2]
     rows += [[np.nextafter(np.float32(448), np.float32(999)).item(), 0.3] * 4, [2.5e38, -1.0, 2e37, 7e36] * 2]
     return rows
 
@@ -91,8 +101,8 @@ class TestTables:
             with pytest.raises(ValueError, match="read-only"):
                 table[0] = 1.0
 
-    def test_tables_equal_a_third_party_port(self, full_golden_v4: Path) -> None:
-        units = load_file(_golden(full_golden_v4, "v41/quant_units.safetensors"))
+    def test_tables_equal_a_third_party_port(self, golden_v41: Path) -> None:
+        units = load_file(golden_v41 / "quant_units.safetensors")
         expected = units["codes.fp8_e4m3_all_bytes_as_f32"].numpy()
         finite = expected < 1e29  # NaN is written as 1e30 there
         assert finite.sum() == 254
@@ -240,17 +250,31 @@ class TestRoundToGrid:
     @pytest.mark.parametrize("name", QUANTISERS)
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
     def test_brute_force(self, name: str, dtype: torch.dtype) -> None:
-        quantiser, maximum, floor, magnitudes = QUANTISERS[name]
+        quantiser, *rule = QUANTISERS[name]
         rows = torch.tensor(awkward_rows(), dtype=torch.float64).to(dtype)
         got = quantiser(rows, 8)
         assert got.dtype == dtype
         for row, rounded in zip(rows.double().tolist(), got.double().tolist(), strict=True):
-            assert [Fraction(v) for v in rounded] == rounded_group(row, maximum, floor, magnitudes)
+            assert [Fraction(v) for v in rounded] == rounded_group(row, *rule)
+
+    @pytest.mark.parametrize(("amax", "exponent"), [(448.0, 0), (449.0, 1), (7.0, -6), (1.0, -8), (0.0, -22)])
+    def test_published_fp8_exponents(self, amax: float, exponent: int) -> None:
+        """Seen through the smallest number of the grid, 2^-9 scales: half of it, a tie, goes to zero."""
+        smallest = 2.0 ** (exponent - 9)
+        got = fp8_blockwise.round_to_grid(torch.tensor([amax, smallest, smallest / 2, -1.5 * smallest]), 32)
+        assert got[1:].tolist() == [smallest, 0.0, -2 * smallest]
+
+    @pytest.mark.parametrize("quantiser", [fp4.round_to_grid, fp4.round_to_e4m3_scaled_grid])
+    def test_published_ties_of_e2m1(self, quantiser: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        ties = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0, 6.0])  # the last makes the scale 1
+        assert quantiser(ties).tolist() == [0, 1, 1, 2, 2, 4, 4, 6]
+        assert quantiser(-ties).tolist() == [0, -1, -1, -2, -2, -4, -4, -6]
 
     def test_float64_is_not_rounded_twice(self) -> None:
         above_tie = 1.0625 + 2.0**-40  # in float32 this is the tie between 1 and 1.125 and would go to the even 1
         assert fp8_blockwise.round_to_grid(torch.tensor([above_tie, 448.0], dtype=torch.float64), 2)[0] == 1.125
-        assert fp4.round_to_grid(torch.tensor([0.25 + 2.0**-40, 6.0], dtype=torch.float64), 2)[0] == 0.5
+        for quantiser in (fp4.round_to_grid, fp4.round_to_e4m3_scaled_grid):
+            assert quantiser(torch.tensor([0.25 + 2.0**-40, 6.0], dtype=torch.float64), 2)[0] == 0.5
 
     def test_float16(self) -> None:
         x = torch.randn(5, 64, generator=torch.Generator().manual_seed(1)).half()
@@ -265,13 +289,32 @@ class TestRoundToGrid:
         assert torch.equal(fp8_blockwise.round_to_grid(x, 64), (codes.float() * scale).flatten(-2))
 
     @pytest.mark.parametrize("kind", ["f32", "bf16"])
-    def test_third_party_quantisers(self, full_golden_v4: Path, kind: str) -> None:
-        units = load_file(_golden(full_golden_v4, "v41/quant_units.safetensors"))
+    def test_third_party_quantisers(self, golden_v41: Path, kind: str) -> None:
+        units = load_file(golden_v41 / "quant_units.safetensors")
         x = units["x" if kind == "f32" else "x_bf16"]
-        assert torch.equal(fp8_blockwise.round_to_grid(x, 32), units[f"{kind}.fp8_b32.fake"])
-        assert torch.equal(fp4.round_to_grid(x), units[f"{kind}.fp4_b32_e8m0.fake"])
-        stored = fp8_blockwise.decode(units[f"{kind}.fp8_b64.q"], units[f"{kind}.fp8_b64.scale"], (1, 64))
-        assert torch.equal(fp8_blockwise.round_to_grid(x, 64).float(), stored)
+        assert bits(fp8_blockwise.round_to_grid(x, 32)) == bits(units[f"{kind}.fp8_b32.fake"])
+        assert bits(fp4.round_to_grid(x)) == bits(units[f"{kind}.fp4_b32_e8m0.fake"])
+        assert bits(fp4.round_to_e4m3_scaled_grid(x)) == bits(units[f"{kind}.fp4_b16_e4m3.fake"])
+        for group in (32, 64):
+            codes, scales = units[f"{kind}.fp8_b{group}.q"], units[f"{kind}.fp8_b{group}.scale"]
+            stored = fp8_blockwise.decode(codes, scales, (1, group))
+            assert bits(fp8_blockwise.round_to_grid(x, group).float()) == bits(stored)
+
+    def test_third_party_vectors_reach_the_limits(self, golden_v41: Path) -> None:
+        """The largest row of the vectors exceeds 6 · 448, so that the limit of E4M3 scales is among what they confirm."""
+        x = load_file(golden_v41 / "quant_units.safetensors")["x"]
+        assert float(x.abs().max()) > 6 * 448
+        assert float(fp4.round_to_e4m3_scaled_grid(x).abs().max()) == 6 * 448
+
+    def test_third_party_products(self, golden_v41: Path) -> None:
+        """Products of activations on the FP8 grid with stored weights: the exact sum, rounded once to bfloat16."""
+        units = load_file(golden_v41 / "quant_units.safetensors")
+        x = fp8_blockwise.round_to_grid(units["x_bf16"], 32).double()
+        fp8_weight = fp8_blockwise.decode(units["gemm.fp8.weight"], units["gemm.fp8.scale"], (32, 32))
+        fp4_weight = fp4.decode(units["gemm.fp4.weight"], units["gemm.fp4.scale"])
+        for name, weight in (("fp8", fp8_weight), ("fp4", fp4_weight)):
+            product = x @ weight.double().T
+            assert bits(product.float().bfloat16()) == bits(units[f"gemm.{name}.out_bf16"])
 
     @pytest.mark.parametrize("name", QUANTISERS)
     @pytest.mark.parametrize("width", [1, 63, 65, 448])
@@ -298,17 +341,18 @@ class TestRoundToGrid:
     @pytest.mark.parametrize("name", QUANTISERS)
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_non_finite_poisons_its_group_only(self, name: str, bad: float) -> None:
-        x = torch.ones(2, 64)
+        x = torch.full((2, 64), 6.0)  # on every grid
         x[0, 5] = bad
         got = QUANTISERS[name][0](x, 32)
         assert torch.isnan(got[0, :32]).all()
-        assert torch.equal(got[0, 32:], torch.ones(32))
-        assert torch.equal(got[1], torch.ones(64))
+        assert torch.equal(got[0, 32:], x[0, 32:])
+        assert torch.equal(got[1], x[1])
 
     @pytest.mark.parametrize("name", QUANTISERS)
     def test_what_rounds_past_the_largest_number_is_infinite(self, name: str) -> None:
         largest = torch.tensor([torch.finfo(torch.float32).max, 1.0])
-        assert QUANTISERS[name][0](largest, 2).tolist() == [math.inf, 0.0]
+        limit = 6.0 * 448 if name == "q4-e4m3" else math.inf  # an E4M3 scale ends long before float32 does
+        assert QUANTISERS[name][0](largest, 2).tolist() == [limit, 0.0]
 
     @pytest.mark.parametrize("name", QUANTISERS)
     def test_no_rows_and_the_input_is_left_alone(self, name: str) -> None:
@@ -349,19 +393,20 @@ class TestHadamard:
             fp4.hadamard(torch.zeros(2, n))
 
 
-@pytest.mark.parametrize(
-    ("quantised", "plain", "block"),
-    [
-        ("v4/fp8_fp4", "v4/bf16", (128, 128)),
-        ("v41/fp8_fp4", "v41/bf16", (32, 32)),
-        ("v32/fp8", "v32/bf16", (128, 128)),
-    ],
-)
-def test_released_storage_decodes_to_the_plain_copy(
-    full_golden_v4: Path, quantised: str, plain: str, block: tuple[int, int]
-) -> None:
-    stored = Checkpoint.open(_golden(full_golden_v4, quantised))
-    expected = Checkpoint.open(_golden(full_golden_v4, plain))
+def test_v4_storage_decodes_to_the_plain_copy(full_golden_v4: Path) -> None:
+    assert_decodes_to_the_plain_copy(full_golden_v4 / "fp8_fp4", (128, 128))
+
+
+def test_v41_storage_decodes_to_the_plain_copy(full_golden_v41: Path) -> None:
+    assert_decodes_to_the_plain_copy(full_golden_v41 / "fp8_fp4", (32, 32))
+
+
+def test_v32_storage_decodes_to_the_plain_copy(full_golden_v32: Path) -> None:
+    assert_decodes_to_the_plain_copy(full_golden_v32 / "fp8", (128, 128))
+
+
+def assert_decodes_to_the_plain_copy(quantised: Path, block: tuple[int, int]) -> None:
+    stored, expected = Checkpoint.open(quantised), Checkpoint.open(quantised.parent / "bf16")
     num_decoded = 0
     for name in expected.names():
         scale = stored.scale_name(name)
@@ -377,10 +422,3 @@ def test_released_storage_decodes_to_the_plain_copy(
         assert bits(fp4.decode(codes, scales) if is_fp4 else fp8_blockwise.decode(codes, scales, own_block)) == values
     assert num_decoded + len(expected.names()) == len(stored.names())
     assert num_decoded > 100
-
-
-def _golden(full_golden_v4: Path, name: str) -> Path:
-    path = full_golden_v4.parent / name
-    if not path.exists():
-        pytest.skip(f"{name} is not among the golden files")
-    return path
