@@ -14,6 +14,8 @@ OP_NAMES = (
     "adjust_logits",
     "compress_kv",
     "embed",
+    "engram_gate",
+    "engram_rows",
     "expert_mlp",
     "grouped_linear",
     "hc_head",
