@@ -15,6 +15,8 @@ OP_NAMES = (
     "compress_kv",
     "concat",
     "embed",
+    "engram_gate",
+    "engram_rows",
     "expert_mlp",
     "grouped_linear",
     "hc_collapse",

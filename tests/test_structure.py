@@ -35,6 +35,7 @@ EDGES: dict[str, set[str]] = {
     "graph": {"ops", "errors"},
     "model": {"config", "graph", "ops", "quant", "errors"},
     "kv_cache": {"config", "ops", "errors"},
+    "engram": {"model", "quant", "errors"},
     "backend": {"config", "graph", "ops", "errors"},
     "runner": {"backend", "config", "graph", "kv_cache", "model", "ops", "errors"},
     "engine": {"backend", "config", "kv_cache", "runner", "errors"},

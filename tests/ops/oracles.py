@@ -137,6 +137,41 @@ def embed(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"y": out}
 
 
+def engram_rows(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    rows, head_dim = a["rows"], attrs["head_dim"]
+    out = np.zeros((*rows.shape[:2], head_dim))
+    for t, column in np.ndindex(rows.shape[:2]):
+        data = [int(byte) for byte in rows[t, column]]
+        for c in range(head_dim):
+            if attrs["format"] == "bf16":
+                out[t, column, c] = np.array([data[2 * c] << 16 | data[2 * c + 1] << 24], dtype="u4").view("f4")[0]
+                continue
+            if attrs["format"] == "fp8":
+                value = (-1) ** (data[c] >> 7) * [*E4M3, math.nan][data[c] & 127]
+            elif attrs["format"] == "int8":
+                value = data[c] - 256 * (data[c] > 127)
+            else:
+                nibble = data[c // 2] >> 4 if c % 2 else data[c // 2] & 15
+                value = nibble - 16 * (nibble > 7)
+            exponent = data[len(data) - head_dim // 32 + c // 32]
+            out[t, column, c] = value * (math.nan if exponent == 255 else 2.0 ** (exponent - 127))
+    return {"e": round_to(out.reshape(len(rows), rows.shape[1] * head_dim), attrs["out_dtype"])}
+
+
+def engram_gate(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    streams, out = a["streams"], a["streams"].copy()
+    hidden = streams.shape[2]
+    for t, s in np.ndindex(streams.shape[:2]):
+        if a["is_image"] is not None and a["is_image"][t] != 0:
+            continue
+        h, key, value = streams[t, s], a["kv"][t, s * hidden : (s + 1) * hidden], a["kv"][t, -hidden:]
+        q = normed(h, a["q_weight"][s], attrs["eps"])
+        dot = (q * normed(key, a["k_weight"][s], attrs["eps"])).sum() / math.sqrt(hidden)
+        sign = 0.0 if dot == 0 and not attrs["sign_of_zero"] else math.copysign(1, dot)
+        out[t, s] = h + value / (1 + math.exp(-sign * math.sqrt(max(abs(dot), 1e-6))))
+    return {"y": out}
+
+
 def rms_norm(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     x = a["x"]
     rows = [normed(row, a["weight"], attrs["eps"]) for row in x.reshape(-1, x.shape[-1])]
@@ -502,8 +537,8 @@ def concat(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, concat, embed, expert_mlp, grouped_linear, hc_collapse, hc_head, hc_post, hc_pre,
-        index_topk, layer_norm, linear, logits, mla_attention, moe_combine, moe_dispatch, pool_kv, rms_norm, rope, route,
-        sample, sparse_attention, step_metadata, store_kv, store_state, swiglu,
+        adjust_logits, compress_kv, concat, embed, engram_gate, engram_rows, expert_mlp, grouped_linear, hc_collapse,
+        hc_head, hc_post, hc_pre, index_topk, layer_norm, linear, logits, mla_attention, moe_combine, moe_dispatch, pool_kv,
+        rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, store_state, swiglu,
     )
 }  # fmt: skip

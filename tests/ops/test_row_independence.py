@@ -19,6 +19,8 @@ from torch import Tensor
 
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
+from ascend_dsv4.ops.engram_gate.cases import inputs as gate_inputs
+from ascend_dsv4.ops.engram_rows.cases import inputs as engram_inputs
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.cases import restricted
 from ascend_dsv4.ops.index_topk.reference import index_scores
@@ -117,6 +119,15 @@ def hyper_connections() -> Iterator[tuple[str, Rows]]:
         head = {"fn": fixed["fn"][:4], "base": base[:4], "scale": scale[:1]}
         yield f"hc_head-{hidden}", random_rows("hc_head", head, eps, streams=(4, hidden))
     yield "hc_post", random_rows("hc_post", {}, {}, x=(33,), streams=(4, 33), post=(4,), comb=(4, 4))
+
+
+def engram() -> Iterator[tuple[str, Rows]]:
+    for format, dim in (("fp8", 256), ("bf16", 9), ("int8", 64), ("int4", 32)):
+        packed = engram_inputs(np.random.default_rng(14), NUM_ROWS, format, head_dim=dim)
+        yield f"engram_rows-{format}", of_op("engram_rows", packed, ("rows",))
+    for hidden in (9, 128, 5120):
+        gated = gate_inputs(np.random.default_rng(15), NUM_ROWS, hidden_size=hidden)
+        yield f"engram_gate-{hidden}", of_op("engram_gate", gated, ("streams", "kv", "is_image"))
 
 
 def routing_and_sampling() -> Iterator[tuple[str, Rows]]:
@@ -243,9 +254,8 @@ def written_rows(rounding: str) -> RowFunction:
     return function
 
 
-ALL_ROWS = dict(
-    pair for family in (linears, elementwise, hyper_connections, routing_and_sampling, experts, caches) for pair in family()
-)
+FAMILIES = (linears, elementwise, hyper_connections, engram, routing_and_sampling, experts, caches)
+ALL_ROWS = dict(pair for family in FAMILIES for pair in family())
 
 
 def padded(rows: Tensors, count: int) -> Tensors:
