@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from ascend_dsv4.errors import RequestError
+from ascend_dsv4.errors import RequestError, UnsupportedError
 
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 ALPHA_BACKGROUND: Final = (255, 255, 255)
@@ -101,15 +101,18 @@ def _from_wide(image: Image.Image) -> Image.Image:
 def _refusing(part: str, limits: ImageLimits) -> Iterator[None]:
     """Whatever Pillow makes of damaged data is one refusal."""
     if ImageFile.LOAD_TRUNCATED_IMAGES:
-        raise RuntimeError("PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: cut off images would be taken for whole ones")
+        raise UnsupportedError(
+            "image: PIL.ImageFile.LOAD_TRUNCATED_IMAGES is True, expected False, because images that are cut off would be "
+            "taken for whole ones. Do not set it in a process that serves requests."
+        )
     try:
         yield
     except RequestError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise RequestError(
-            f"image: got more pixels than Pillow opens, expected at most {limits.max_pixels:,}, because of this server's limit. "
-            "Send a smaller image."
+            f"image: got more pixels than Pillow opens, expected at most {limits.max_pixels:,}, because of this server's "
+            "limit. Send a smaller image."
         ) from error
     except _DAMAGE as error:
         raise RequestError(
@@ -121,7 +124,7 @@ def _refusing(part: str, limits: ImageLimits) -> Iterator[None]:
 def _first_line(error: BaseException) -> str:
     """Short and without addresses of objects, which Pillow puts into some messages."""
     text = str(error).partition("\n")[0]
-    return "unknown format" if isinstance(error, Image.UnidentifiedImageError) else (text or type(error).__name__)[:100]
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else (text or type(error).__name__)[:100]
 
 
 def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
@@ -134,9 +137,7 @@ def _check_size(size: tuple[int, int], limits: ImageLimits) -> None:
         expected, because = f"sides within a factor of {limits.max_aspect_ratio:g}", "little would be left of the shorter one"
     else:
         return
-    raise RequestError(
-        f"image: got {width}x{height} pixels, expected {expected}, because {because}. Resize or crop the image."
-    )
+    raise RequestError(f"image: got {width}x{height} pixels, expected {expected}, because {because}. Resize or crop the image.")
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:

@@ -34,8 +34,8 @@ def expand_placeholders(
     places = np.flatnonzero(tokens == image_token_id)
     if len(places) != len(grids):
         raise RequestError(
-            f"prompt: got {len(places)} image placeholders (token {image_token_id}) and {len(grids)} images, expected as many of "
-            "one as of the other, because each placeholder stands for one image. Send every image with its own placeholder."
+            f"prompt: got {len(places)} image placeholders (token {image_token_id}) and {len(grids)} images, expected as many "
+            "of one as of the other, because each placeholder stands for one image. Send every image with its own placeholder."
         )
     spans = [image_token_types(grid) for grid in grids]
     lengths = np.ones(len(tokens), dtype=np.int64)

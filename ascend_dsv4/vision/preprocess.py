@@ -101,8 +101,8 @@ def preprocess(image: Image.Image, config: VisionConfig) -> tuple[NDArray[np.flo
         fitted = image.resize(size, Image.Resampling.BICUBIC)
     elif min(round(image.width / image.height * size[1]), round(image.height / image.width * size[0])) < 1:
         raise RequestError(
-            f"image: got {image.width}x{image.height} pixels, expected sides of more similar length, because the longer one has "
-            f"at most {max(size)} pixels and the shorter one would have none. Cut the image into pieces."
+            f"image: got {image.width}x{image.height} pixels, expected sides of more similar length, because the longer one "
+            f"has at most {max(size)} pixels and the shorter one would have none. Cut the image into pieces."
         )
     else:
         fitted = ImageOps.pad(image, size, Image.Resampling.BICUBIC, PAD_COLOR)
@@ -117,8 +117,8 @@ def _pixel_values() -> NDArray[np.float32]:
     half = np.float32(0.5)
     values = (np.arange(256, dtype=np.float32) / np.float32(255) - half) / half
     bits = values.view(np.uint32)
-    rounded: NDArray[np.uint32] = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16 << 16
-    return rounded.view(np.float32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16 << 16
+    return rounded.astype(np.uint32).view(np.float32)
 
 
 _PIXEL_VALUES = _pixel_values()

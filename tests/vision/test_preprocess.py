@@ -152,5 +152,7 @@ def test_text_alone() -> None:
 @pytest.mark.parametrize(("token_ids", "count"), [([1, 2], 1), ([9], 0), ([9, 9, 9], 2)])
 def test_placeholders_and_images_must_match(token_ids: list[int], count: int) -> None:
     places = token_ids.count(9)
-    with pytest.raises(RequestError, match=rf"got {places} image placeholders \(token 9\) and {count} images.*Send every image"):
+    with pytest.raises(
+        RequestError, match=rf"got {places} image placeholders \(token 9\) and {count} images.*Send every image"
+    ):
         expand_placeholders(token_ids, 9, [ImageGrid(1, 1, 1, 1, 14, 14)] * count)
