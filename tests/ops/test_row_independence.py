@@ -22,6 +22,7 @@ from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.reference import index_scores
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
+from ascend_dsv4.ops.vision_block.cases import inputs as vision_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
 
 NUM_ROWS = 37
@@ -88,11 +89,22 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
     yield "rms_norm-heads", random_rows("rms_norm", {"weight": None}, {"eps": 1e-6}, x=(3, 129))
     for width in (1, 33, 2048):
         yield f"swiglu-{width}", random_rows("swiglu", {}, {"limit": 1.0}, gate=(width,), up=(width,))
+    for width in (1, 7, 33, 2048, 40000):
+        yield f"gelu-{width}", random_rows("gelu", {}, x=(width,))
     yield "rope", random_rows("rope", {}, {"inverse": False}, x=(5, 43), cos=(7,), sin=(7,))
     positions = i32(rng.integers(0, 1 << 20, NUM_ROWS))
     for half in (1, 3, 32):
         angles = CaseInputs({"positions": positions, "inv_freq": f32(rng.random(half))}, {"offset": -3})
         yield f"step_metadata-{half}", of_op("step_metadata", angles, ("positions",))
+
+
+def vision() -> Iterator[tuple[str, Rows]]:
+    rng = np.random.default_rng(10)
+    for width, out in ((33, 3), (588, 1024), (9216, 40)):
+        fixed = {"weight": normal(rng, out, width), "bias": normal(rng, out)}
+        yield f"linear_bias-{width}x{out}", random_rows("linear_bias", fixed, {"out_dtype": "float32"}, x=(width,))
+    blocks = {"x": normal(rng, 90, 33), "patch_ids": i32(rng.integers(-1, 90, (NUM_ROWS, 9)))}
+    yield "merge_patches", of_op("merge_patches", CaseInputs(blocks), ("patch_ids",))
 
 
 def hyper_connections() -> Iterator[tuple[str, Rows]]:
@@ -211,7 +223,9 @@ def written_rows(rounding: str) -> RowFunction:
 
 
 ALL_ROWS = dict(
-    pair for family in (linears, elementwise, hyper_connections, routing_and_sampling, experts, caches) for pair in family()
+    pair
+    for family in (linears, elementwise, vision, hyper_connections, routing_and_sampling, experts, caches)
+    for pair in family()
 )
 
 
@@ -276,7 +290,25 @@ def test_index_scores_do_not_depend_on_the_address(threads: int) -> None:
 
 def test_every_operator_is_tested() -> None:
     tested = {name.split("-")[0] for name in ALL_ROWS} - {"experts"}
-    assert tested | {"moe_dispatch", "expert_mlp", "moe_combine", "compress_kv"} == set(OP_NAMES)
+    assert tested | {"moe_dispatch", "expert_mlp", "moe_combine", "compress_kv"} | WHOLE_IMAGE == set(OP_NAMES)
+
+
+WHOLE_IMAGE = {"vision_block"}
+"""Their rows do depend on each other: a call is one image."""
+
+
+def test_an_image_does_not_depend_on_addresses_or_threads() -> None:
+    """The same image gives the same bits wherever it lies in memory and however many threads there are."""
+    made = vision_inputs(np.random.default_rng(14), 300, num_heads=2, head_dim=64, inter=100)
+    spec = get_spec("vision_block")
+    tensors = {name: tensor for name, tensor in arguments(spec, made, "float32").items() if tensor is not None}
+    moved = {name: elsewhere(t) if name in ("x", "cos", "sin") else t for name, t in tensors.items()}
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results += [call("vision_block", "reference", {**given}, dict(made.attrs))["y"] for given in (tensors, moved)]
+    torch.set_num_threads(before)
+    assert all(same_bits(result, results[0]) for result in results)
 
 
 class Request:
