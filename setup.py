@@ -14,6 +14,7 @@ packages += ["ascend_dsv4.ops"] + [f"ascend_dsv4.ops.{name}" for name in find_pa
 packages += ["ascend_dsv4.configs"]
 
 SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.32", "prometheus-client>=0.21", "xgrammar>=0.2.8,<0.3"]
+VIDEO = ["av>=14"]
 BENCH = ["httpx>=0.28,<1", "matplotlib>=3.9"]
 # Clients of the server that the tests talk to it with, and the fuzzer of its interface.
 CLIENTS = ["openai>=2", "anthropic>=2.12", "litellm[mcp]", "langchain-openai", "schemathesis>=4", "jsonschema>=4"]
@@ -35,6 +36,7 @@ setup(
     install_requires=[
         "torch>=2.10,<2.15",
         "numpy>=1.26",
+        "pillow>=11.3",
         "tokenizers>=0.21",
         "deepseek-recipe>=0.2,<0.3",
         "pyyaml>=6",
@@ -43,11 +45,13 @@ setup(
     extras_require={
         "serve": SERVE,
         "bench": BENCH,
+        "video": VIDEO,
         "npu": ["torch-npu>=2.10.0.post4"],
         "mindspore": ["mindspore==2.10.*", "numpy<2"],
         "test": [
             *SERVE,
             *BENCH,
+            *VIDEO,
             *CLIENTS,
             "pytest>=8",
             "ruff>=0.14",

@@ -18,6 +18,7 @@ OP_NAMES = (
     "engram_gate",
     "engram_rows",
     "expert_mlp",
+    "gelu",
     "grouped_linear",
     "hc_collapse",
     "hc_head",
@@ -26,7 +27,9 @@ OP_NAMES = (
     "index_topk",
     "layer_norm",
     "linear",
+    "linear_bias",
     "logits",
+    "merge_patches",
     "mla_attention",
     "moe_combine",
     "moe_dispatch",
@@ -40,4 +43,5 @@ OP_NAMES = (
     "store_kv",
     "store_state",
     "swiglu",
+    "vision_block",
 )

@@ -40,6 +40,7 @@ EDGES: dict[str, set[str]] = {
     "runner": {"backend", "config", "graph", "kv_cache", "model", "ops", "errors"},
     "engine": {"backend", "config", "kv_cache", "runner", "errors"},
     "tokenizer": {"errors"},
+    "vision": {"config", "errors"},
     "server": {"engine", "config", "tokenizer", "errors"},
     "bench": {"errors"},
     "accuracy": {"backend", "graph", "ops", "errors"},

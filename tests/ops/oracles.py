@@ -534,11 +534,64 @@ def concat(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     return {"z": z}
 
 
+def gelu(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    y = [x / 2 * math.erfc(-x / math.sqrt(2)) for x in a["x"].reshape(-1)]
+    return {"y": np.array(y).reshape(a["x"].shape)}
+
+
+def linear_bias(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    return {"y": np.einsum("...i,oi->...o", a["x"], a["weight"]) + a["bias"]}
+
+
+def merge_patches(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    (blocks, cells), dim = a["patch_ids"].shape, a["x"].shape[1]
+    out = np.zeros((blocks, dim * cells))
+    for b, k, c in np.ndindex(blocks, cells, dim):
+        if a["patch_ids"][b, k] >= 0:
+            out[b, c * cells + k] = a["x"][a["patch_ids"][b, k], c]
+    return {"y": out}
+
+
+def half_turned(row: Array, cos: Array, sin: Array) -> Array:
+    """A head, channel i with channel i + half."""
+    out, half = row.copy(), len(cos)
+    for i in range(half):
+        out[i] = row[i] * cos[i] - row[i + half] * sin[i]
+        out[i + half] = row[i + half] * cos[i] + row[i] * sin[i]
+    return out
+
+
+def vision_block(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    def kept(x: Array) -> Array:
+        return round_to(x, dtype)
+
+    x, (count, dim) = a["x"], a["x"].shape
+    size = dim // attrs["num_heads"]
+    qkv = [kept(a["wqkv"] @ kept(normed(row, a["norm1"], attrs["eps"])) + a["bqkv"]) for row in x]
+    o = np.zeros((count, dim))
+    for start in range(0, dim, size):
+        head = slice(start, start + size)
+        q, k = (
+            [kept(half_turned(row[part:][head], a["cos"][p], a["sin"][p])) for p, row in enumerate(qkv)] for part in (0, dim)
+        )
+        for p in range(count):
+            scores = np.array([q[p] @ key for key in k]) / math.sqrt(size)
+            powers = np.exp(scores - scores.max())
+            o[p, head] = sum(power * row[2 * dim :][head] for power, row in zip(powers, qkv, strict=True)) / powers.sum()
+    y = np.zeros((count, dim))
+    for p in range(count):
+        middle = kept(x[p] + kept(a["wo"] @ kept(o[p]) + a["bo"]))
+        gate, up = np.split(kept(a["w1"] @ kept(normed(middle, a["norm2"], attrs["eps"]))), 2)
+        y[p] = middle + kept(a["w2"] @ kept(kept(silu(gate)) * up))
+    return {"y": y}
+
+
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
-        adjust_logits, compress_kv, concat, embed, engram_gate, engram_rows, expert_mlp, grouped_linear, hc_collapse,
-        hc_head, hc_post, hc_pre, index_topk, layer_norm, linear, logits, mla_attention, moe_combine, moe_dispatch, pool_kv,
-        rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv, store_state, swiglu,
+        adjust_logits, compress_kv, concat, embed, engram_gate, engram_rows, expert_mlp, gelu, grouped_linear, hc_collapse,
+        hc_head, hc_post, hc_pre, index_topk, layer_norm, linear, linear_bias, logits, merge_patches, mla_attention,
+        moe_combine, moe_dispatch, pool_kv, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv,
+        store_state, swiglu, vision_block,
     )
 }  # fmt: skip

@@ -28,6 +28,7 @@ from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
+from ascend_dsv4.ops.vision_block.cases import inputs as vision_inputs
 from tests.ops.harness import Array, arguments, call, run, same_bits
 
 NUM_ROWS = 37
@@ -100,10 +101,22 @@ def elementwise() -> Iterator[tuple[str, Rows]]:
     for layout in ("adjacent", "halves"):
         turn = {"inverse": False, "start": 29, "layout": layout}
         yield f"rope-{layout}", random_rows("rope", {}, turn, x=(5, 43), cos=(7,), sin=(7,))
+    for width in (1, 7, 33, 2048, 40000):
+        yield f"gelu-{width}", random_rows("gelu", {}, x=(width,))
+    yield "rope", random_rows("rope", {}, {"inverse": False}, x=(5, 43), cos=(7,), sin=(7,))
     positions = i32(rng.integers(0, 1 << 20, NUM_ROWS))
     for half in (1, 3, 32):
         angles = CaseInputs({"positions": positions, "inv_freq": f32(rng.random(half))}, {"offset": -3})
         yield f"step_metadata-{half}", of_op("step_metadata", angles, ("positions",))
+
+
+def vision() -> Iterator[tuple[str, Rows]]:
+    rng = np.random.default_rng(10)
+    for width, out in ((33, 3), (588, 1024), (9216, 40)):
+        fixed = {"weight": normal(rng, out, width), "bias": normal(rng, out)}
+        yield f"linear_bias-{width}x{out}", random_rows("linear_bias", fixed, {"out_dtype": "float32"}, x=(width,))
+    blocks = {"x": normal(rng, 90, 33), "patch_ids": i32(rng.integers(-1, 90, (NUM_ROWS, 9)))}
+    yield "merge_patches", of_op("merge_patches", CaseInputs(blocks), ("patch_ids",))
 
 
 def hyper_connections() -> Iterator[tuple[str, Rows]]:
@@ -256,6 +269,11 @@ def written_rows(rounding: str) -> RowFunction:
 
 FAMILIES = (linears, elementwise, hyper_connections, engram, routing_and_sampling, experts, caches)
 ALL_ROWS = dict(pair for family in FAMILIES for pair in family())
+ALL_ROWS = dict(
+    pair
+    for family in (linears, elementwise, vision, hyper_connections, routing_and_sampling, experts, caches)
+    for pair in family()
+)
 
 
 def padded(rows: Tensors, count: int) -> Tensors:
@@ -321,6 +339,25 @@ def test_every_operator_is_tested() -> None:
     tested = {name.split("-")[0] for name in ALL_ROWS} - {"experts"}
     experts, in_chunks = {"moe_dispatch", "expert_mlp", "moe_combine"}, {"compress_kv", "pool_kv", "store_state"}
     assert tested | experts | in_chunks == set(OP_NAMES)
+    assert tested | {"moe_dispatch", "expert_mlp", "moe_combine", "compress_kv"} | WHOLE_IMAGE == set(OP_NAMES)
+
+
+WHOLE_IMAGE = {"vision_block"}
+"""Their rows do depend on each other: a call is one image."""
+
+
+def test_an_image_does_not_depend_on_addresses_or_threads() -> None:
+    """The same image gives the same bits wherever it lies in memory and however many threads there are."""
+    made = vision_inputs(np.random.default_rng(14), 300, num_heads=2, head_dim=64, inter=100)
+    spec = get_spec("vision_block")
+    tensors = {name: tensor for name, tensor in arguments(spec, made, "float32").items() if tensor is not None}
+    moved = {name: elsewhere(t) if name in ("x", "cos", "sin") else t for name, t in tensors.items()}
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results += [call("vision_block", "reference", {**given}, dict(made.attrs))["y"] for given in (tensors, moved)]
+    torch.set_num_threads(before)
+    assert all(same_bits(result, results[0]) for result in results)
 
 
 class Request:
