@@ -24,10 +24,11 @@ from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.checkpoint import Checkpoint
-from ascend_dsv4.model.deepseek_v4 import ForwardConfig
+from ascend_dsv4.model.decoder import ForwardConfig
 from ascend_dsv4.model.inventory import inventory, optional_aliases
 from ascend_dsv4.model.loader import WeightLoader, as_stored, resident_bytes
-from ascend_dsv4.model.weights import ModelWeights, model_weights, mtp_weights
+from ascend_dsv4.model.weight_trees import model_weights, mtp_weights
+from ascend_dsv4.model.weights import ModelWeights
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner

@@ -46,7 +46,7 @@ _LAYER_TAPS = (
     _Tap("indexer.topk", "index_topk", "choose_entries", 0, "entries"),
 )  # fmt: skip
 _HEAD_TAPS = (
-    _Tap("hc_head.out", "hc_head", "head", 0, "y"),
+    _Tap("hc_head.out", "hc_head", "collapse", 0, "y"),
     _Tap("final_norm.out", "rms_norm", "head", 0, "y"),
 )
 

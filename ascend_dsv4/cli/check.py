@@ -273,7 +273,7 @@ def weight_files(config: ModelConfig, path: Path) -> tuple[Checkpoint | None, di
 def refused_formats(config: ModelConfig, engine: EngineConfig) -> list[str]:
     """Why this version does not run the weight or cache format that was asked for."""
     from ascend_dsv4.llm import forward_config
-    from ascend_dsv4.model.weights import model_weights
+    from ascend_dsv4.model.weight_trees import model_weights
 
     attempts = (partial(forward_config, config, engine), partial(model_weights, config, engine.weights))
     return [reason for attempt in attempts if (reason := _refusal(attempt))]
@@ -284,7 +284,7 @@ def memory(
 ) -> dict[str, Any] | None:
     """Bytes that weights and caches take together, and whether this machine has them; None for unknown weight formats."""
     from ascend_dsv4.model.loader import as_stored, resident_bytes
-    from ascend_dsv4.model.weights import model_weights
+    from ascend_dsv4.model.weight_trees import model_weights
 
     try:
         params = model_weights(config, engine.weights)

@@ -53,7 +53,8 @@ def _layer_spec(config: ModelConfig, layer: int) -> LayerSpec:
     candidates: Literal["publish", "use"] | None = None
     if config.candidates is not None and kind in ("full", "reindex"):
         source = config.candidates.source_layer_id
-        inside = layer > source and source_of(layer, config.kv_source_layer_ids) == source_of(source, config.kv_source_layer_ids)
+        kv_sources = config.kv_source_layer_ids
+        inside = layer > source and source_of(layer, kv_sources) == source_of(source, kv_sources)
         candidates = "publish" if layer == source else "use" if inside else None
     return LayerSpec(
         layer_type=kind,

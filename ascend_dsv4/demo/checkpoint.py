@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from ascend_dsv4.config import ModelConfig
 from ascend_dsv4.demo.vocabulary import tokenizer_config, tokenizer_json, unreadable_ids
 from ascend_dsv4.model.checkpoint import INDEX_NAME
-from ascend_dsv4.model.inventory import DTYPE_BYTES, TensorSpec, inventory
+from ascend_dsv4.model.inventory import inventory
 from ascend_dsv4.model.loader import to_bfloat16_bits
+from ascend_dsv4.model.tensor_spec import DTYPE_BYTES, TensorSpec
 from ascend_dsv4.quant import fp4, fp8_blockwise
 
 SHARD_BYTES: Final = 4 << 20

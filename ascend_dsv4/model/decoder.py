@@ -10,8 +10,8 @@
 Under delayed hyper-connections (V4.1) a sub-layer reads the streams by the mix that the one before it computed. Without
 hyper-connections (V3.2) the streams are one plain residual, [num_tokens, hidden_size].
 
-`cfg` is a `ForwardConfig`; `batch` is described in runner/batch.py; writes to caches are rebound in `caches`. `carry` holds what
-later layers of the step read; a function returns what it adds to it:
+`cfg` is a `ForwardConfig`; `batch` is described in runner/batch.py; writes to caches are rebound in `caches`. `carry` holds
+what later layers of the step read; a function returns what it adds to it:
 
     mix             [num_tokens, hc_mult] float32, how the next sub-layer reads the streams
     entries         [num_tokens, index_topk] int32, the selection of the last index source
@@ -28,7 +28,15 @@ from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.model.attention import attention, linear
 from ascend_dsv4.model.mla import mla
 from ascend_dsv4.model.moe import feed_forward
-from ascend_dsv4.model.weights import EngramWeights, HeadWeights, HyperConnection, LayerWeights, Tensor
+from ascend_dsv4.model.weights import (
+    AttentionWeights,
+    EngramWeights,
+    HeadWeights,
+    HyperConnection,
+    LayerWeights,
+    MlaWeights,
+    Tensor,
+)
 
 Tensors = dict[str, Tensor]
 
@@ -75,8 +83,8 @@ def embed(
     ops: Any, cfg: Any, w: Tensor, streams: None, carry: Tensors, batch: Tensors, caches: Tensors
 ) -> tuple[Tensor, Tensors]:
     """The streams before the first layer."""
-    streams = ops.embed(batch["input_ids"], w, hc_mult=cfg.hc_mult or 1, out_dtype=cfg.dtype)
-    return streams if cfg.hc_mult else streams.reshape(-1, cfg.hidden_size), {}
+    rows = ops.embed(batch["input_ids"], w, hc_mult=cfg.hc_mult or 1, out_dtype=cfg.dtype)
+    return rows if cfg.hc_mult else rows.reshape(-1, cfg.hidden_size), {}
 
 
 def decoder_layer(
@@ -93,6 +101,7 @@ def decoder_layer(
     """One block: attention, then experts, each around a residual connection."""
     if not cfg.hc_mult:
         return plain_layer(ops, cfg, w, streams, batch, caches, spec), {}
+    assert w.attn_hc is not None and w.ffn_hc is not None and isinstance(w.attn, AttentionWeights)
     added: Tensors = {}
     if w.engram is not None:
         streams = read_memory(ops, cfg, spec, w.engram, streams, batch)
@@ -117,6 +126,7 @@ def plain_layer(
     ops: Any, cfg: Any, w: LayerWeights, x: Tensor, batch: Tensors, caches: Tensors, spec: LayerSpec
 ) -> Tensor:
     """A block around one residual stream x [num_tokens, hidden_size]."""
+    assert isinstance(w.attn, MlaWeights)
     x = x + mla(ops, cfg, spec, w.attn, ops.rms_norm(x, w.attn_norm, eps=cfg.rms_norm_eps), batch, caches)
     return x + feed_forward(ops, cfg, w, ops.rms_norm(x, w.ffn_norm, eps=cfg.rms_norm_eps), batch)
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from ascend_dsv4.config.layers import LayerSpec, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.engram.rows import row_bytes
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.trace import ModelFunction, trace
 from ascend_dsv4.graph.tree import map_leaves
 from ascend_dsv4.kv_cache.layout import CachePlan, CacheSpec
 from ascend_dsv4.model.decoder import ForwardConfig, decoder_layer, embed, head, step_tables
-from ascend_dsv4.engram.rows import row_bytes
 from ascend_dsv4.model.mtp import mtp_stage
 from ascend_dsv4.model.weights import ModelWeights, MtpWeights, is_parameter, rotary_tables
 from ascend_dsv4.ops.spec import TensorType
@@ -44,7 +44,8 @@ class _Tracer:
         self._batch = batch_types(plan)
         if config.engram is not None:
             row = (config.engram.num_columns, row_bytes(cfg.engram_format, config.engram.head_dim))
-            self._batch |= {f"engram{i}": TensorType(("num_tokens", *row), "uint8") for i in range(len(config.engram.layer_ids))}
+            rows = TensorType(("num_tokens", *row), "uint8")
+            self._batch |= {f"engram{i}": rows for i in range(len(config.engram.layer_ids))}
         sizes = (config.hc_mult, config.hidden_size) if config.hc_mult else (config.hidden_size,)
         self.streams = TensorType(("num_tokens", *sizes), cfg.dtype)
         self._carry: dict[str, TensorType] = {}

@@ -11,13 +11,12 @@ import numpy as np
 
 from ascend_dsv4.backend.base import Backend, Observer, Plan, Tensor
 from ascend_dsv4.config.engine_config import EngineConfig
-from ascend_dsv4.config.layers import layer_specs
+from ascend_dsv4.config.layers import LayerSpec, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.tree import leaves
-from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache
+from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_cache
 from ascend_dsv4.kv_cache.manager import CacheManager
-from ascend_dsv4.model.deepseek_v4 import step_table_names
 from ascend_dsv4.model.weights import ModelWeights, MtpWeights
 from ascend_dsv4.runner.batch import StepRequest, build_batch
 from ascend_dsv4.runner.graphs import ModelGraphs
@@ -45,7 +44,6 @@ class ModelRunner:
         self.weights = weights
         self.backend = backend
         self.caches = [{cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers]
-        self._table_names = step_table_names(config)
         self._mtp: Plan | None = None
         self._compile(None)
 
@@ -60,10 +58,17 @@ class ModelRunner:
         self._tables = compiled("step_tables", graphs.step_tables, weights.rotary, {})
         self._embed = compiled("embed", graphs.embed, weights.embed, {})
         self._layers = [
-            compiled(i, graphs.layers[spec], weights.layers[i], self.caches[i])
+            compiled(i, graphs.layers[spec], weights.layers[i], self._readable(spec, i))
             for i, spec in enumerate(layer_specs(self.config))
         ]
         self._head = compiled("head", graphs.head, weights.head, {})
+
+    def _readable(self, spec: LayerSpec, layer: int) -> dict[str, Tensor]:
+        """A layer's own caches, and those it reads out of its source."""
+        if spec.kv_source is None:
+            return self.caches[layer]
+        source = self.caches[spec.kv_source]
+        return self.caches[layer] | {name: source[name] for name in borrowed_caches(spec)}
 
     def observed(self, observer: Callable[[int | str], Observer], engine: EngineConfig) -> ModelRunner:
         """The same weights and caches with plans that report every node, and other options."""
@@ -84,11 +89,12 @@ class ModelRunner:
 
         The first `num_tokens` rows are tokens, the others padding, which `tap` does not see.
         """
-        streams, carry = self._embed(None, (), batch)
+        streams, carry = self._embed(None, {}, batch)
         if tap is not None:
             tap(0, streams[:num_tokens])
         for i, layer in enumerate(self._layers):
-            streams, carry = layer(streams, carry, batch)
+            streams, added = layer(streams, carry, batch)
+            carry |= added
             if tap is not None:
                 tap(i + 1, streams[:num_tokens])
         return self._head(streams, carry, batch)[0], streams
@@ -96,8 +102,7 @@ class ModelRunner:
     def _batch(self, requests: Sequence[StepRequest], manager: CacheManager) -> dict[str, Tensor]:
         arrays = build_batch(requests, manager, self.engine.batch_bucket)
         batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
-        tables = self._tables(None, (), batch)[1]
-        return batch | dict(zip(self._table_names, tables, strict=True))
+        return batch | self._tables(None, {}, batch)[1]
 
     def attach_mtp(self, graph: Graph, weights: MtpWeights) -> None:
         """Make the MTP stage ready to run, and its cache."""
@@ -115,7 +120,7 @@ class ModelRunner:
         _, streams = self.forward(batch, len(next_ids))
         padding = [0] * (batch["input_ids"].shape[0] - len(next_ids))
         shifted = self.backend.to_device(np.asarray([*next_ids, *padding], dtype=np.int32))
-        return self._mtp(streams, (), batch | {"input_ids": shifted})[0]
+        return self._mtp(streams, {}, batch | {"input_ids": shifted})[0]
 
     def cache_bytes(self) -> int:
         """Bytes of the cache tensors as allocated."""

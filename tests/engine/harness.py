@@ -14,7 +14,7 @@ from ascend_dsv4.engine.engine import Engine
 from ascend_dsv4.engine.request import FinishReason, Request
 from ascend_dsv4.kv_cache.layout import CachePlan, plan_caches
 from ascend_dsv4.llm import model_graphs
-from ascend_dsv4.model.weights import model_weights
+from ascend_dsv4.model.weight_trees import model_weights
 from ascend_dsv4.runner.graphs import ModelGraphs
 from ascend_dsv4.runner.runner import ModelRunner
 

@@ -76,7 +76,7 @@ def branching(ops: Any, cfg: Any, w: Any, streams: Any, carry: Any, batch: Any, 
 
 
 def unknown(ops: Any, cfg: Any, w: Any, streams: Any, carry: Any, batch: Any, caches: Any) -> Any:
-    return ops.layer_norm(streams), carry
+    return ops.no_such_operator(streams), carry
 
 
 @pytest.mark.parametrize(

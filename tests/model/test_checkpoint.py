@@ -22,8 +22,9 @@ from ascend_dsv4.config import ModelConfig
 from ascend_dsv4.errors import CheckpointError
 from ascend_dsv4.model import safetensors_file
 from ascend_dsv4.model.checkpoint import INDEX_NAME, MAX_INDEX_BYTES, Checkpoint
-from ascend_dsv4.model.inventory import TensorSpec, inventory, optional_aliases
+from ascend_dsv4.model.inventory import inventory, optional_aliases
 from ascend_dsv4.model.safetensors_file import SafetensorsFile
+from ascend_dsv4.model.tensor_spec import TensorSpec
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 BLOCK = (128, 128)

@@ -14,13 +14,13 @@ import pytest
 from ascend_dsv4.config import DSparkConfig, MlpLayerType, ModelConfig
 from ascend_dsv4.model.inventory import (
     DtypeTotal,
-    TensorSpec,
     format_parameters,
     inventory,
     optional_aliases,
     parameter_counts,
     summarize,
 )
+from ascend_dsv4.model.tensor_spec import TensorSpec
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
