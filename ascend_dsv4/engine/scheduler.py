@@ -62,7 +62,9 @@ class Scheduler:
                 continue
             self.manager.begin_step(request.request_id, start, end)
             request.last_step = self._num_steps
-            step.append((request, StepRequest(request.request_id, start, request.tokens(start, end), request.logits_from)))
+            history = request.tokens(max(0, start - self.manager.plan.history), start)
+            chunk = StepRequest(request.request_id, start, request.tokens(start, end), request.logits_from, history)
+            step.append((request, chunk))
         return step
 
     def commit(self, request: Request, num_tokens: int) -> None:

@@ -123,6 +123,8 @@ class CachePlan:
     window: int
     """Tokens a window reaches back; 0 for a model without windows."""
     max_model_len: int
+    history: int
+    """Tokens before a step's first one that its n-grams reach back to."""
 
     @property
     def ratios(self) -> tuple[int, ...]:
@@ -199,4 +201,5 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
         window_block_size=engine.window_block_size,
         window=config.sliding_window,
         max_model_len=max_len,
+        history=config.engram.max_ngram_size - 1 if config.engram is not None else 0,
     )

@@ -23,6 +23,8 @@ class StepRequest:
     token_ids: Sequence[int]
     logits_from: int
     """Position from which on logits are wanted; past the last token for none."""
+    history: Sequence[int] = ()
+    """The ids before the first token, as many as the plan's `history` or as there are."""
 
     @property
     def end(self) -> int:

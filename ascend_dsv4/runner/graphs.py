@@ -46,6 +46,8 @@ class _Tracer:
             row = (config.engram.num_columns, row_bytes(cfg.engram_format, config.engram.head_dim))
             rows = TensorType(("num_tokens", *row), "uint8")
             self._batch |= {f"engram{i}": rows for i in range(len(config.engram.layer_ids))}
+        if config.image_token_id is not None:
+            self._batch["is_image"] = TensorType(("num_tokens",), "int32")
         sizes = (config.hc_mult, config.hidden_size) if config.hc_mult else (config.hidden_size,)
         self.streams = TensorType(("num_tokens", *sizes), cfg.dtype)
         self._carry: dict[str, TensorType] = {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,6 +25,16 @@ LayerTap = Callable[[int, Tensor], None]
 """Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
 
 
+class Memory(Protocol):
+    """N-gram tables; see `engram.store`."""
+
+    def ids_for(self, token_ids: Sequence[int], history: Sequence[int]) -> np.ndarray:
+        """Row ids [num_tokens, layers, columns] of consecutive tokens; `history` are the ids before them, oldest first."""
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """The rows: uint8 [num_tokens, layers, columns, row_bytes]."""
+
+
 class ModelRunner:
     """Compiled plans over weights and caches. `weights` is the parameter tree with tensors as leaves."""
 
@@ -36,6 +46,7 @@ class ModelRunner:
         graphs: ModelGraphs,
         weights: ModelWeights,
         backend: Backend,
+        memory: Memory | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -43,6 +54,7 @@ class ModelRunner:
         self.graphs = graphs
         self.weights = weights
         self.backend = backend
+        self.memory = memory
         self.caches = [{cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers]
         self._mtp: Plan | None = None
         self._compile(None)
@@ -101,8 +113,21 @@ class ModelRunner:
 
     def _batch(self, requests: Sequence[StepRequest], manager: CacheManager) -> dict[str, Tensor]:
         arrays = build_batch(requests, manager, self.engine.batch_bucket)
+        if self.memory is not None:
+            arrays |= self._memory_rows(self.memory, requests, len(arrays["input_ids"]))
+        if self.config.image_token_id is not None:
+            arrays["is_image"] = (arrays["input_ids"] == self.config.image_token_id).astype(np.int32)
         batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
         return batch | self._tables(None, {}, batch)[1]
+
+    @staticmethod
+    def _memory_rows(memory: Memory, requests: Sequence[StepRequest], num_rows: int) -> dict[str, np.ndarray]:
+        """engram<n> of the batch: uint8 [num_rows, columns, row_bytes], zero in padding."""
+        ids = np.concatenate([memory.ids_for(request.token_ids, request.history) for request in requests])
+        found = memory.rows(ids)
+        rows = np.zeros((num_rows, *found.shape[1:]), np.uint8)
+        rows[: len(found)] = found
+        return {f"engram{i}": np.ascontiguousarray(rows[:, i]) for i in range(rows.shape[1])}
 
     def attach_mtp(self, graph: Graph, weights: MtpWeights) -> None:
         """Make the MTP stage ready to run, and its cache."""
