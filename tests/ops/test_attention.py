@@ -230,6 +230,35 @@ class TestIndexTopk:
         inputs = index_inputs(rng, Step(((0, 20),)), topk=5)
         assert same_bits(choose(inputs), choose(inputs, idx_kv=np.full_like(array(inputs, "idx_kv"), np.nan)))
 
+    def test_while_all_blocks_fit_scores_are_not_read(self, rng: np.random.Generator) -> None:
+        inputs = index_inputs(rng, Step(((0, 20),)), topk=5, candidate_block=2, num_candidates=3)
+        unread = CaseInputs({**inputs.args, "idx_kv": np.full_like(array(inputs, "idx_kv"), np.nan)}, inputs.attrs)
+        before, after = run("index_topk", inputs, "float32"), run("index_topk", unread, "float32")
+        assert same_bits(before["blocks"], after["blocks"])
+        assert before["blocks"][-1].tolist() == [0, 1, 2]
+
+    def test_publishing_changes_no_entry(self, rng: np.random.Generator) -> None:
+        inputs = index_inputs(rng, Step(((0, 90), (200, 7)), 3), topk=6)
+        publishing = CaseInputs(inputs.args, {**inputs.attrs, "candidate_block": 4, "num_candidates": 3})
+        assert same_bits(choose(inputs), choose(publishing))
+
+    @pytest.mark.parametrize("block", [1, 4, 7])
+    def test_a_second_level_that_holds_every_block_changes_no_entry(self, rng: np.random.Generator, block: int) -> None:
+        inputs = index_inputs(rng, Step(((0, 90), (200, 7)), 3), topk=6, candidate_block=block, num_candidates=60)
+        blocks = run("index_topk", inputs, "float32")["blocks"].numpy()
+        assert same_bits(choose(inputs), choose(inputs, candidates=blocks))
+
+    def test_two_levels(self, rng: np.random.Generator) -> None:
+        """The second call sees only what the first one published: keys elsewhere may be anything."""
+        inputs = index_inputs(rng, Step(((80, 1),)), ratio=1, topk=6, candidate_block=4, num_candidates=3)
+        blocks = run("index_topk", inputs, "float32")["blocks"].numpy()
+        keys, table = array(inputs, "idx_kv"), array(inputs, "block_table")
+        before = choose(inputs, candidates=blocks)
+        assert {entry // 4 for entry in before[0].tolist()} <= set(blocks[0].tolist())
+        for entry in range(81):
+            changed = choose(inputs, candidates=blocks, idx_kv=with_row(keys, table, entry, np.nan))
+            assert same_bits(before, changed) == (entry not in before[0]), entry
+
     def test_scaling_the_weights_changes_nothing(self, rng: np.random.Generator) -> None:
         """A power of two is exact. A negative one reverses the order of entries whose products are positive."""
         inputs = index_inputs(rng, Step(((0, 90),)))

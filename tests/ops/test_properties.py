@@ -251,7 +251,7 @@ class TestStoreKv:
 
     def test_unknown_rounding(self) -> None:
         inputs = CaseInputs({"cache": f32([[[0]]]), "rows": f32([[1]]), "slots": i32([0])}, {"rounding": "int8", "rope_dim": 0})
-        with pytest.raises(ValueError, match="rounding='int8', expected none, fp8 or hadamard_fp4"):
+        with pytest.raises(ValueError, match="rounding='int8', expected one of none, fp8, hadamard_fp4, fp8_b32, "):
             run("store_kv", inputs, "float32")
 
 
