@@ -148,6 +148,11 @@ def random_scales(rng: Rng, *shape: int, around: int = 122) -> NDArray[np.uint8]
     return rng.integers(around - 2, around + 3, shape).astype(np.uint8)
 
 
+def random_factors(rng: Rng, *shape: int, around: float = 2.0**-9) -> NDArray[np.float32]:
+    """float32 scales within a factor of two of `around`, no powers of two."""
+    return f32(around * rng.uniform(0.5, 2, shape))
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """The rows of one step: the first position and the number of tokens of each request, then padding."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
+from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_factors, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.reference import index_scores
 from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
@@ -67,6 +67,8 @@ def linears() -> Iterator[tuple[str, Rows]]:
         yield f"linear-{width}x{out}", random_rows("linear", fixed, attrs, x=(width,))
     fp8 = {"weight": random_fp8(rng, 130, 200), "scale": random_scales(rng, 2, 2)}
     yield "linear-fp8", random_rows("linear", fp8, attrs, x=(200,))
+    factors = {"weight": random_fp8(rng, 130, 200), "scale": random_factors(rng, 2, 2)}
+    yield "linear-float-scales", random_rows("linear", factors, attrs, x=(200,))
     fp4 = {"weight": random_fp4(rng, 40, 128), "scale": random_scales(rng, 40, 8)}
     yield "linear-fp4", random_rows("linear", fp4, attrs, x=(256,))
     grouped = {"weight": normal(rng, 3 * 7, 33), "scale": None}
