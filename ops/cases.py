@@ -233,6 +233,16 @@ def entry_slots(table: NDArray[np.int32], request: int, entries: ArrayLike, bloc
     return table[request, at // block_rows].astype(np.int64) * block_rows + at % block_rows
 
 
+def chosen_entries(rng: Rng, positions: Array, ratio: int, topk: int) -> Array:
+    """A random choice among the visible entries, ascending, then -1: what `index_topk` returns."""
+    entries = np.full((len(positions), topk), -1, dtype=np.int32)
+    for row, position in zip(entries, positions.tolist(), strict=True):
+        visible = (position + 1) // ratio
+        count = min(visible, topk)
+        row[:count] = np.sort(rng.permutation(visible)[:count])
+    return entries
+
+
 def window_slots(table: NDArray[np.int32], request: int, positions: ArrayLike, block_rows: int) -> NDArray[np.int64]:
     """Cache slots of these positions of a request."""
     at = np.asarray(positions, dtype=np.int64)
