@@ -148,6 +148,11 @@ def random_scales(rng: Rng, *shape: int, around: int = 122) -> NDArray[np.uint8]
     return rng.integers(around - 2, around + 3, shape).astype(np.uint8)
 
 
+def random_factors(rng: Rng, *shape: int, around: float = 2.0**-9) -> NDArray[np.float32]:
+    """float32 scales within a factor of two of `around`, no powers of two."""
+    return f32(around * rng.uniform(0.5, 2, shape))
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """The rows of one step: the first position and the number of tokens of each request, then padding."""
@@ -226,6 +231,16 @@ def entry_slots(table: NDArray[np.int32], request: int, entries: ArrayLike, bloc
     """Cache slots of these entries of a request."""
     at = np.asarray(entries, dtype=np.int64)
     return table[request, at // block_rows].astype(np.int64) * block_rows + at % block_rows
+
+
+def chosen_entries(rng: Rng, positions: Array, ratio: int, topk: int) -> Array:
+    """A random choice among the visible entries, ascending, then -1: what `index_topk` returns."""
+    entries = np.full((len(positions), topk), -1, dtype=np.int32)
+    for row, position in zip(entries, positions.tolist(), strict=True):
+        visible = (position + 1) // ratio
+        count = min(visible, topk)
+        row[:count] = np.sort(rng.permutation(visible)[:count])
+    return entries
 
 
 def window_slots(table: NDArray[np.int32], request: int, positions: ArrayLike, block_rows: int) -> NDArray[np.int64]:

@@ -21,6 +21,8 @@ WEIGHT = (*FLOAT, "float8_e4m3fn", "int8")
 CACHE = ("float32", "bfloat16", "float64")
 INT = ("int32",)
 BYTE = ("uint8",)
+SCALE = (*BYTE, "float32")
+"""Dtypes of a quantised matrix's scales: power-of-two exponents, or factors as they are."""
 
 DTYPE_BYTES = {
     "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1,

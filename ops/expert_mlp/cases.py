@@ -18,6 +18,7 @@ from ascend_dsv4.ops.cases import (
     f32,
     i32,
     normal,
+    random_factors,
     random_fp4,
     random_fp8,
     random_scales,
@@ -74,6 +75,18 @@ def fp8(rng: Rng) -> CaseInputs:
     return CaseInputs(args, {"block": (32, 32), "limit": 3.0}, FP8)
 
 
+def float_scales(rng: Rng) -> CaseInputs:
+    """Both halves of w13 begin on a block border, and nothing is clamped."""
+    args = {
+        **routed(rng, [2, 0, 17], 48, 3),
+        "w13": random_fp8(rng, 3, 128, 48),
+        "w13_scale": random_factors(rng, 3, 4, 2),
+        "w2": random_fp8(rng, 3, 48, 64),
+        "w2_scale": random_factors(rng, 3, 2, 2),
+    }
+    return CaseInputs(args, {"block": (32, 32), "limit": math.inf}, FP8, used([2, 0, 17], 3))
+
+
 def views(rng: Rng) -> CaseInputs:
     made = inputs(rng, [4, 17, 2])
     return CaseInputs({name: strided(f32(a)) if name != "counts" else a for name, a in made.args.items()}, made.attrs)
@@ -83,6 +96,8 @@ CASES = (
     Case("random", "typical", lambda rng: inputs(rng, [5, 0, 17, 1, 8], hidden=96, inter=64)),
     Case("fp4", "typical", fp4),
     Case("fp8", "typical", fp8),
+    Case("fp8-float-scales", "typical", float_scales),
+    Case("no-limit", "typical", lambda rng: inputs(rng, [5, 0, 17], limit=math.inf)),
     Case("tokens-0", "boundary", lambda rng: inputs(rng, [0, 0, 0])),
     Case("tokens-1", "boundary", lambda rng: inputs(rng, [0, 1, 0])),
     Case("tile-edges", "boundary", lambda rng: inputs(rng, [15, 16, 17])),
@@ -109,5 +124,24 @@ EXPECTED = (
             {"block": (1, 1), "limit": 2.0},
         ),
         {"y": f32([[60 * math.log(3), 120 * math.log(3)], [3 * math.log(3), 4 * math.log(3)]])},
+    ),
+    ExpectedCase(
+        "float-scales",
+        "by hand: E4M3 0x38 is 1, 0x40 is 2. Expert 0: gate ln 3, up 2·2.5, weight 4, down 2·1.5: 4·3/4·5·3·ln 3. Expert 1: "
+        "gate -ln 3, up 25 without a clamp, weight 2, down 3: -2·1/4·25·3·ln 3",
+        lambda: CaseInputs(
+            {
+                "rows": f32([[1], [1]]),
+                "row_weights": f32([4, 2]),
+                "counts": i32([1, 1]),
+                "w13": np.array([[[0x38], [0x40]], [[0x38], [0x38]]], dtype=np.uint8),
+                "w13_scale": f32([[[math.log(3)], [2.5]], [[-math.log(3)], [25]]]),
+                "w2": np.array([[[0x40]], [[0x38]]], dtype=np.uint8),
+                "w2_scale": f32([[[1.5]], [[3]]]),
+            },
+            {"block": (1, 1), "limit": math.inf},
+            FP8,
+        ),
+        {"y": f32([[45 * math.log(3)], [-37.5 * math.log(3)]])},
     ),
 )

@@ -8,7 +8,7 @@ Returns y [num_tokens, num_groups, out_per_group] in the dtype of x.
 """
 
 from ascend_dsv4.ops.registry import define
-from ascend_dsv4.ops.spec import BYTE, FLOAT, WEIGHT, Arg, OpSpec, Out, Tolerance
+from ascend_dsv4.ops.spec import FLOAT, SCALE, WEIGHT, Arg, OpSpec, Out, Tolerance
 
 SPEC = define(
     OpSpec(
@@ -16,7 +16,7 @@ SPEC = define(
         args={
             "x": Arg(("num_tokens", "num_groups", "in_features"), FLOAT),
             "weight": Arg(("rows", "stored_columns"), WEIGHT),
-            "scale": Arg(("scale_rows", "scale_columns"), BYTE, optional=True),
+            "scale": Arg(("scale_rows", "scale_columns"), SCALE, optional=True),
         },
         outs={"y": Out(("num_tokens", "num_groups", "rows//num_groups"), "=x")},
         attrs={"block": "int[2]"},

@@ -13,6 +13,7 @@ from ascend_dsv4.ops.cases import (
     f32,
     nan_rows,
     normal,
+    random_factors,
     random_fp4,
     random_fp8,
     random_scales,
@@ -35,6 +36,11 @@ def fp8(rng: Rng) -> CaseInputs:
     return CaseInputs({"x": normal(rng, 5, 3, 80), "weight": weight, "scale": scale}, {"block": (64, 64)}, FP8)
 
 
+def float_scales(rng: Rng) -> CaseInputs:
+    made = fp8(rng)
+    return CaseInputs({**made.args, "scale": random_factors(rng, 2, 2)}, made.attrs, FP8)
+
+
 def fp4(rng: Rng) -> CaseInputs:
     weight, scale = random_fp4(rng, 24, 32), random_scales(rng, 24, 2)
     return CaseInputs({"x": normal(rng, 5, 3, 64), "weight": weight, "scale": scale}, PLAIN)
@@ -51,6 +57,7 @@ def poisoned_padding(rng: Rng) -> CaseInputs:
 CASES = (
     Case("plain", "typical", lambda rng: plain(rng, 9, 8, 128, 32)),
     Case("fp8-block-across-groups", "typical", fp8),
+    Case("fp8-float-scales", "typical", float_scales),
     Case("fp4", "typical", fp4),
     *token_cases(plain),
     Case("one-group", "boundary", lambda rng: plain(rng, 5, groups=1)),

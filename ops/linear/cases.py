@@ -14,6 +14,7 @@ from ascend_dsv4.ops.cases import (
     f32,
     nan_rows,
     normal,
+    random_factors,
     random_fp4,
     random_fp8,
     random_scales,
@@ -37,6 +38,12 @@ def fp8(rng: Rng, out_features: int, in_features: int, block: int) -> CaseInputs
     scale = random_scales(rng, -(-out_features // block), -(-in_features // block), around=118)
     args = {"x": normal(rng, 5, in_features), "weight": random_fp8(rng, out_features, in_features), "scale": scale}
     return CaseInputs(args, attrs(block, block), FP8)
+
+
+def float_scales(rng: Rng, out_features: int, in_features: int, block: int) -> CaseInputs:
+    made = fp8(rng, out_features, in_features, block)
+    factors = random_factors(rng, -(-out_features // block), -(-in_features // block))
+    return CaseInputs({**made.args, "scale": factors}, made.attrs, FP8)
 
 
 def fp4(rng: Rng, num_tokens: int, out_features: int, in_features: int) -> CaseInputs:
@@ -72,11 +79,13 @@ def large(rng: Rng) -> CaseInputs:
 CASES = (
     Case("plain", "typical", lambda rng: plain(rng, 9, 512, 130)),
     Case("fp8", "typical", lambda rng: fp8(rng, 256, 128, 128)),
+    Case("fp8-float-scales", "typical", lambda rng: float_scales(rng, 256, 128, 128)),
     Case("fp4", "typical", lambda rng: fp4(rng, 9, 48, 128)),
     Case("float32-out", "typical", float32_out),
     *token_cases(plain),
     Case("leading-axes", "boundary", leading_axes),
     Case("fp8-partial-blocks", "boundary", lambda rng: fp8(rng, 130, 200, 128)),
+    Case("float-scales-partial-blocks", "boundary", lambda rng: float_scales(rng, 130, 200, 128)),
     Case("fp8-small-blocks", "boundary", lambda rng: fp8(rng, 65, 96, 32)),
     Case("fp4-one-group", "boundary", lambda rng: fp4(rng, 1, 3, 32)),
     Case("one-output", "boundary", lambda rng: plain(rng, 17, 33, 1)),
@@ -113,6 +122,20 @@ EXPECTED = (
             FP8,
         ),
         {"y": f32([[0.5, -0.5, 2**-9], [1, 224, 1], [2, 4, -4]])},
+    ),
+    ExpectedCase(
+        "float-scales",
+        "by hand, codes as above: scales are factors, not exponents and not divisors: 3, 0.75 over 5, -6",
+        lambda: CaseInputs(
+            {
+                "x": np.eye(3, dtype=np.float32),
+                "weight": np.array([[0x38, 0x40, 0x38], [0xB8, 0x7E, 0x40], [0x01, 0x38, 0xB8]], dtype=np.uint8),
+                "scale": f32([[3, 0.75], [5, -6]]),
+            },
+            attrs(2, 2, "float32"),
+            FP8,
+        ),
+        {"y": f32([[3, -3, 5 * 2**-9], [6, 1344, 5], [0.75, 1.5, 6]])},
     ),
     ExpectedCase(
         "plain",

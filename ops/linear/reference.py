@@ -15,7 +15,13 @@ from ascend_dsv4.quant import fp4, fp8_blockwise
 
 
 def decode_weight(weight: Tensor, scale: Tensor | None, block: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """The real values of a plain, FP8 or FP4 weight. Exact: a code times a power of two."""
+    """The real values of a plain, FP8 or FP4 weight.
+
+    Exact where scales are powers of two. A product with any other scale is rounded to float32 whatever `dtype` is: a weight
+    is the same numbers in every compute dtype.
+    """
+    if scale is not None and scale.dtype == torch.float64:
+        scale = scale.float()
     if weight.dtype == torch.float8_e4m3fn:
         assert scale is not None, "FP8 weight without its scale"
         return fp8_blockwise.decode(weight, scale, (block[0], block[1])).to(dtype)

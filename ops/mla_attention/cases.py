@@ -16,6 +16,7 @@ from ascend_dsv4.ops.cases import (
     Rng,
     Step,
     block_tables,
+    chosen_entries,
     entry_slots,
     f32,
     filled_cache,
@@ -23,7 +24,6 @@ from ascend_dsv4.ops.cases import (
     normal,
     strided,
 )
-from ascend_dsv4.ops.sparse_attention.cases import chosen_entries
 
 
 def inputs(

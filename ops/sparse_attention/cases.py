@@ -16,6 +16,7 @@ from ascend_dsv4.ops.cases import (
     Rng,
     Step,
     block_tables,
+    chosen_entries,
     entry_slots,
     f32,
     filled_cache,
@@ -54,16 +55,6 @@ def inputs(
     if ratio and topk is not None:
         args["entries"] = chosen_entries(rng, step.positions, ratio, topk)
     return CaseInputs(args, {"window": window, "ratio": ratio, "scale": scale or head_dim**-0.5})
-
-
-def chosen_entries(rng: Rng, positions: Array, ratio: int, topk: int) -> Array:
-    """A random choice among the visible entries, ascending, then -1: what `index_topk` returns."""
-    entries = np.full((len(positions), topk), -1, dtype=np.int32)
-    for row, position in zip(entries, positions.tolist(), strict=True):
-        visible = (position + 1) // ratio
-        count = min(visible, topk)
-        row[:count] = np.sort(rng.permutation(visible)[:count])
-    return entries
 
 
 def case(name: str, kind: Any, requests: tuple[tuple[int, int], ...], padding: int = 0, **options: Any) -> Case:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gated activation with clamps: silu(min(gate, limit)) · clamp(up, −limit, limit).
 
-gate, up [..., dim]. The gate is bounded from above only. Computed in float32, one rounding to the dtype of `gate`.
+gate, up [..., dim]. The gate is bounded from above only; a `limit` of math.inf bounds nothing, and NaN stays NaN. Computed in
+float32, one rounding to the dtype of `gate`.
 """
 
 from ascend_dsv4.ops.registry import define
@@ -18,6 +19,6 @@ SPEC = define(
             ("y", "bfloat16"): Tolerance(1e-3, 2 / 256, 5e-6),
             ("y", "float16"): Tolerance(1e-3, 2 / 2048, 5e-6),
         },
-        source="DeepSeek-V4 model definition, mixture of experts, step 4",
+        source="DeepSeek-V4 model definition, mixture of experts, step 4; DeepSeek-V3.2: no clamps",
     )
 )

@@ -76,7 +76,7 @@ def branching(ops: Any, cfg: Any, w: Any, streams: Any, carry: Any, batch: Any, 
 
 
 def unknown(ops: Any, cfg: Any, w: Any, streams: Any, carry: Any, batch: Any, caches: Any) -> Any:
-    return ops.no_such_operator(streams), carry
+    return ops.batch_norm(streams), carry
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def unknown(ops: Any, cfg: Any, w: Any, streams: Any, carry: Any, batch: Any, ca
         (method, "a tensor has no 'transpose' in model code"),
         (misshapen, r"rms_norm: weight has shape \[8\], expected \[dim=4\]"),
         (branching, "cut along num_tokens"),
-        (unknown, "no operator is called 'no_such_operator'"),
+        (unknown, "no operator is called 'batch_norm'"),
     ],
 )
 def test_what_model_functions_may_not_do(function: Any, message: str) -> None:

@@ -38,7 +38,7 @@ def round_to(x: Array, dtype: str) -> Array:
 
 
 def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
-    """Real values of a plain, FP8 or FP4 matrix."""
+    """Real values of a plain, FP8 or FP4 matrix, which are float32 numbers."""
     if scale is None:
         return weight
     out = np.zeros((weight.shape[0], weight.shape[1] * (2 if weight.dtype == np.int8 else 1)))
@@ -47,11 +47,13 @@ def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
             if weight.dtype == np.int8:
                 byte = int(weight[i, j // 2]) & 0xFF
                 code = byte >> 4 if j % 2 else byte & 15
-                value, exponent = (-1) ** (code >> 3) * E2M1[code & 7], int(scale[i, j // 32])
+                value, factor = (-1) ** (code >> 3) * E2M1[code & 7], scale[i, j // 32]
             else:
                 code = int(weight[i, j])
-                value, exponent = (-1) ** (code >> 7) * E4M3[code & 127], int(scale[i // block[0], j // block[1]])
-            out[i, j] = value * 2.0 ** (exponent - 127)
+                value, factor = (-1) ** (code >> 7) * E4M3[code & 127], scale[i // block[0], j // block[1]]
+            if scale.dtype == np.uint8:
+                factor = 2.0 ** (int(factor) - 127)
+            out[i, j] = np.float32(value * factor)
     return out
 
 

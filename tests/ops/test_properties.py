@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ascend_dsv4.ops.cases import CaseInputs, f32, i32, normal
+from ascend_dsv4.ops.cases import CaseInputs, f32, i32, normal, random_fp8, random_scales
 from ascend_dsv4.ops.hc_pre.cases import inputs as hc_inputs
 from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from tests.ops.harness import run, same_bits, to_numpy
@@ -224,6 +224,32 @@ class TestRoute:
                 run("route", CaseInputs(args, attrs), "float32")
 
 
+class TestScales:
+    def test_factors_equal_exponents(self, rng: np.random.Generator) -> None:
+        """A float32 scale of 2^(b - 127) is the exponent b, to the bit, in every operator that takes one; another is not."""
+        codes, exponents, x = random_fp8(rng, 80, 48), random_scales(rng, 3, 2, around=118), normal(rng, 5, 2, 48)
+        counts, weights = i32([5]), f32(rng.random(5))
+
+        def products(scale: np.ndarray) -> list[torch.Tensor]:
+            attrs, weight = {"block": (32, 32)}, {"weight": codes, "scale": scale}
+            fp8 = dict.fromkeys(("weight", "w13", "w2"), "float8_e4m3fn")
+            experts = {"w13": codes[None], "w13_scale": scale[None], "w2": codes[None, :48, :40], "w2_scale": scale[None, :2]}
+            routed = {"rows": x[:, 0], "row_weights": weights, "counts": counts, **experts}
+            calls = {
+                "linear": CaseInputs({"x": x, **weight}, {**attrs, "out_dtype": "float32"}, fp8),
+                "grouped_linear": CaseInputs({"x": x, **weight}, attrs, fp8),
+                "expert_mlp": CaseInputs(routed, {**attrs, "limit": 1.0}, fp8),
+            }
+            return [run(name, inputs, "float32")["y"] for name, inputs in calls.items()]
+
+        factors = f32(2.0 ** (exponents.astype(int) - 127))
+        for by_exponent, by_factor, other in zip(
+            products(exponents), products(factors), products(factors * f32(0.7)), strict=True
+        ):
+            assert same_bits(by_exponent, by_factor)
+            assert not same_bits(by_exponent, other)
+
+
 class TestStoreKv:
     def test_grids_are_idempotent(self, rng: np.random.Generator) -> None:
         """What has been rounded rounds to itself, and rounding does change the rest."""
@@ -286,6 +312,19 @@ class TestNormAndActivation:
         y = run("swiglu", CaseInputs({"gate": gate, "up": up}, {"limit": 2.0}), "float32")["y"][0].tolist()
         assert abs(y[1]) < 1e-7 < abs(y[0])
         assert y[2] == y[3] == pytest.approx(2 / (1 + math.exp(-2)))
+
+    def test_no_limit(self, rng: np.random.Generator) -> None:
+        """An infinite limit is one that nothing reaches; infinities pass, and NaN comes out of NaN."""
+        gate, up = normal(rng, 5, 33, scale=9), normal(rng, 5, 33, scale=9)
+        unlimited, wide = (
+            run("swiglu", CaseInputs({"gate": gate, "up": up}, {"limit": limit}), "float32")["y"] for limit in (math.inf, 1e6)
+        )
+        assert same_bits(unlimited, wide)
+        special = CaseInputs({"gate": f32([math.inf, 1, 1, math.nan, 1]), "up": f32([2, math.inf, -math.inf, 1, math.nan])})
+        y = run("swiglu", CaseInputs(special.args, {"limit": math.inf}), "float32")["y"].numpy()
+        np.testing.assert_array_equal(y, [math.inf, math.inf, -math.inf, math.nan, math.nan])
+        y = run("swiglu", CaseInputs(special.args, {"limit": 2.0}), "float32")["y"].numpy()
+        np.testing.assert_array_equal(np.isnan(y), [False] * 3 + [True] * 2)
 
     def test_up_is_bounded_on_both_sides(self) -> None:
         gate, up = f32([[1, 1, 1, 1]]), f32([[2, 20, -2, -20]])

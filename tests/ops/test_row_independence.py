@@ -21,6 +21,7 @@ from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.engram_gate.cases import inputs as gate_inputs
 from ascend_dsv4.ops.engram_rows.cases import inputs as engram_inputs
+from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_factors, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.cases import restricted
 from ascend_dsv4.ops.index_topk.reference import index_scores
@@ -72,6 +73,8 @@ def linears() -> Iterator[tuple[str, Rows]]:
         yield f"linear-{width}x{out}", random_rows("linear", fixed, attrs, x=(width,))
     fp8 = {"weight": random_fp8(rng, 130, 200), "scale": random_scales(rng, 2, 2)}
     yield "linear-fp8", random_rows("linear", fp8, attrs, x=(200,))
+    factors = {"weight": random_fp8(rng, 130, 200), "scale": random_factors(rng, 2, 2)}
+    yield "linear-float-scales", random_rows("linear", factors, attrs, x=(200,))
     fp4 = {"weight": random_fp4(rng, 40, 128), "scale": random_scales(rng, 40, 8)}
     yield "linear-fp4", random_rows("linear", fp4, attrs, x=(256,))
     grouped = {"weight": normal(rng, 3 * 7, 33), "scale": None}
