@@ -266,8 +266,8 @@ def _check_tables(tables: Sequence[EngramTier], hash: EngramHash) -> None:
             )
         if table.row_bytes != tables[0].row_bytes:
             raise CheckpointError(
-                f"{table.name}: rows of {table.row_bytes} bytes, expected {tables[0].row_bytes} as in {tables[0].name}, because "
-                "the layers share one format. Convert both tables to the same format."
+                f"{table.name}: rows of {table.row_bytes} bytes, expected {tables[0].row_bytes} as in {tables[0].name}, "
+                "because the layers share one format. Convert both tables to the same format."
             )
 
 
