@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ascend_dsv4.errors import CheckpointError, ConfigError
 from ascend_dsv4.quant import fp8_blockwise
-from ascend_dsv4.quant.tables import E4M3FN, E8M0, E8M0_BIAS
+from ascend_dsv4.quant.tables import E4M3FN, E8M0, E8M0_BIAS, E8M0_NAN
 
 RowFormat = Literal["fp8", "bf16", "int8", "int4"]
 FORMATS: Final[tuple[RowFormat, ...]] = get_args(RowFormat)
@@ -61,6 +61,13 @@ def decode_rows(rows: NDArray[np.uint8], format: RowFormat, head_dim: int) -> ND
         return values * np.repeat(scales, SCALE_GROUP, axis=1)
 
 
+def has_nonfinite(rows: NDArray[np.uint8], format: RowFormat, head_dim: int) -> bool:
+    """Whether a NaN or an infinity stands in packed rows, from the codes alone where that is possible."""
+    if format != "fp8":
+        return not np.isfinite(decode_rows(rows, format, head_dim)).all()
+    return bool(((rows[:, :head_dim] & 0x7F) == 0x7F).any() or (rows[:, head_dim:] == E8M0_NAN).any())
+
+
 def encode_rows(values: NDArray[np.float32], format: RowFormat) -> NDArray[np.uint8]:
     """Pack rows: float32 [n, head_dim] → uint8 [n, row_bytes]. Codes round to nearest, ties to even.
 
@@ -83,7 +90,7 @@ def encode_rows(values: NDArray[np.float32], format: RowFormat) -> NDArray[np.ui
     codes, scales = _encode_integers(values, format)
     if format == "int4":
         nibbles = (codes & 15).astype(np.uint8)
-        packed: NDArray[np.uint8] = nibbles[:, 0::2] | nibbles[:, 1::2] << 4
+        packed = (nibbles[:, 0::2] | nibbles[:, 1::2] << 4).astype(np.uint8)
     else:
         packed = codes.view(np.uint8)
     return np.concatenate([packed, scales], axis=1)
@@ -142,6 +149,11 @@ class RowError:
         self._squared += float((true * true).sum())
         self._squared_decoded += float((got * got).sum())
         self._product += float((true * got).sum())
+
+    def add_exact(self, num_rows: int, head_dim: int) -> None:
+        """Take in rows that lost nothing, without a look at their values."""
+        self.num_rows += num_rows
+        self.num_values += num_rows * head_dim
 
     @property
     def rms(self) -> float:

@@ -142,6 +142,11 @@ class Checkpoint:
         file, entry = self._locate(name)
         return file.read_bytes(entry)
 
+    def place(self, name: str) -> tuple[Path, TensorEntry]:
+        """File that stores a tensor, and where in it: for readers that map it in their own way. raises as `entry`."""
+        file, entry = self._locate(name)
+        return file.path, entry
+
     def scale_name(self, name: str) -> str | None:
         """Name of the scales stored for a quantised weight, or None."""
         return next((scale for scale in scale_name_candidates(name) if scale in self._tensors), None)

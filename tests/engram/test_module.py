@@ -26,34 +26,24 @@ def packed_table(checkpoint: Checkpoint, name: str) -> tuple[str, NDArray[np.uin
 
 
 @pytest.mark.parametrize("variant", ["bf16", "fp8_fp4"])
-@pytest.mark.parametrize("length", [5, 33, 130, 300, 700])
+@pytest.mark.parametrize("layer", [1, 4])
 def test_reproduces_the_golden_streams(
-    golden_v41: Path, golden_engram: dict[str, NDArray[Any]], golden_hash: EngramHash, variant: str, length: int
+    golden_v41: Path, golden_engram: dict[str, NDArray[Any]], golden_hash: EngramHash, variant: str, layer: int
 ) -> None:
     checkpoint = Checkpoint.open(golden_v41 / variant)
-    ids = golden_engram[f"len{length}.input_ids"]
-    row_ids = golden_hash.row_ids(golden_engram["token_map"][ids], np.full(3, ABSENT, dtype=np.int32))
-    checked = 0
-    for i, layer in enumerate(golden_hash.layer_ids):
-        name = f"len{length}.layer{layer}"
-        if f"{name}.in_streams" not in golden_engram:
-            continue
-        format, table = packed_table(checkpoint, f"layers.{layer}.engram.embed.weight")
-        assert len(table) == golden_hash.num_rows[i]
-        rows = torch.from_numpy(table[row_ids[golden_engram["streams.positions"], i]])
-        attrs = {"format": format, "head_dim": 32, "out_dtype": "float32"}
-        e = call("engram_rows", "reference", {"rows": rows}, attrs)["e"]
-        weights = {part: torch.from_numpy(checkpoint.read_float32(f"layers.{layer}.engram.{part}", (32, 32)))
-                   for part in ("wkv.weight", "q_weight", "k_weight")}  # fmt: skip
-        linear = {"block": (32, 32), "out_dtype": "float32"}
-        kv = call("linear", "reference", {"x": e, "weight": weights["wkv.weight"], "scale": None}, linear)["y"]
-        gated: dict[str, torch.Tensor | None] = {
-            "streams": torch.from_numpy(golden_engram[f"{name}.in_streams"]), "kv": kv, "is_image": None,
-        }  # fmt: skip
-        args = {key: gated.get(key, weights.get(key)) for key in ("streams", "kv", "q_weight", "k_weight", "is_image")}
-        y = call("engram_gate", "reference", args, {"eps": 1e-20, "sign_of_zero": True})["y"].numpy()
-        expected = golden_engram[f"{name}.out_streams"]
-        assert np.abs(expected - golden_engram[f"{name}.in_streams"]).max() > 0.1, "the module does something"
-        assert np.abs(y - expected).max() < 1e-5
-        checked += 1
-    assert checked == (2 if length == 300 else 0) or length != 300
+    before, after = (golden_engram[f"len300.layer{layer}.{side}_streams"] for side in ("in", "out"))
+    compressed = golden_engram["token_map"][golden_engram["len300.input_ids"]]
+    ids = golden_hash.row_ids(compressed, np.full(3, ABSENT, dtype=np.int32))[golden_engram["streams.positions"]]
+    format, table = packed_table(checkpoint, f"layers.{layer}.engram.embed.weight")
+    rows = torch.from_numpy(table[ids[:, golden_hash.layer_ids.index(layer)]])
+    wkv, q_weight, k_weight = (
+        torch.from_numpy(checkpoint.read_float32(f"layers.{layer}.engram.{name}", (32, 32)))
+        for name in ("wkv.weight", "q_weight", "k_weight")
+    )
+    e = call("engram_rows", "reference", {"rows": rows}, {"format": format, "head_dim": 32, "out_dtype": "float32"})["e"]
+    linear = {"block": (32, 32), "out_dtype": "float32"}
+    kv = call("linear", "reference", {"x": e, "weight": wkv, "scale": None}, linear)["y"]
+    args = {"streams": torch.from_numpy(before), "kv": kv, "q_weight": q_weight, "k_weight": k_weight, "is_image": None}
+    y = call("engram_gate", "reference", args, {"eps": 1e-20, "sign_of_zero": True})["y"].numpy()
+    assert np.abs(after - before).max() > 0.1, "the module does something"
+    assert np.abs(y - after).max() < 1e-5
