@@ -19,6 +19,8 @@ from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine, Output
 from ascend_dsv4.engine.request import FinishReason, Logprobs, Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
+from ascend_dsv4.engram.opening import open_store
+from ascend_dsv4.engram.rows import FORMATS, RowFormat
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
@@ -98,7 +100,10 @@ class LLM:
         self.tokenizer = Tokenizer.from_folder(Path(model)) if (Path(model) / "tokenizer.json").exists() else None
         checkpoint = Checkpoint.open(Path(model))
         checkpoint.validate(inventory(self.config), optional_aliases(self.config))
-        self._forward = forward_config(self.config, self.engine_config)
+        memory, row_format = None, FORMATS[0]
+        if self.config.engram is not None:
+            memory, row_format = open_store(self.config, self.engine_config, checkpoint, Path(model))
+        self._forward = forward_config(self.config, self.engine_config, row_format)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
         _check_memory(resident_bytes(params), plan, self.backend.memory()[1])
@@ -106,7 +111,7 @@ class LLM:
         self._loader = WeightLoader(checkpoint, self.backend.parameter)
         with _progress_bar(self._loader.stored_bytes(params), show=progress) as advance:
             loaded = self._loader.load(params, advance)
-        self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend)
+        self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend, memory)
         self.engine = Engine(self.config, self.engine_config, self.runner)
         self._has_mtp = False
         self._texts: dict[Request, CompletionText] = {}
@@ -321,14 +326,14 @@ class LLM:
         )
 
 
-def forward_config(config: ModelConfig, engine: EngineConfig) -> ForwardConfig:
+def forward_config(config: ModelConfig, engine: EngineConfig, engram_format: RowFormat = FORMATS[0]) -> ForwardConfig:
     """The choices of a run that model functions see. Raises UnsupportedError for a cache format no operator writes."""
     if engine.kv_cache == "packed":
         raise UnsupportedError(
             "kv_cache='packed': no operator of this version stores packed codes, `ascend-dsv4 check` only counts their "
             "bytes. Use float32 or bf16."
         )
-    return ForwardConfig(config, engine.dtype, engine.cache_rounding)
+    return ForwardConfig(config, engine.dtype, engine.cache_rounding, engram_format)
 
 
 def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from ascend_dsv4.config.checks import Problems
-from ascend_dsv4.config.options import Options, choice, integer, string
+from ascend_dsv4.config.options import Options, choice, integer, path_text, string
 
 _MAX_TOKENS: Final = 1 << 40  # of all sequences together
 
@@ -64,6 +64,14 @@ class EngineConfig(Options):
     )
     window_block_size: int = integer(32, 1, 1 << 16, "rows per block of the sliding-window cache")
     batch_bucket: int = integer(1, 1, 1 << 16, "the rows of a step are padded up to a multiple of this")
+    engram_tier: Literal["checkpoint", "host", "mmap", "disk"] = choice(
+        "checkpoint",
+        "where n-gram tables are read: in the checkpoint as it lies, in memory, or in table files, mapped or by a row cache",
+    )
+    engram_tables: str | None = string(
+        None, "folder of table files that `convert` wrote", "a folder", legal=path_text, unset="the tables of the checkpoint"
+    )
+    engram_cache_rows: int = integer(1 << 16, 1, 1 << 32, "rows per table that the disk tier keeps in memory")
     seed: int = integer(0, 0, (1 << 63) - 1, "seed of sampling for requests that bring none")
 
     @classmethod

@@ -57,6 +57,11 @@ def word(value: str) -> bool:
     return value.isprintable() and value.split() == [value] and len(value) <= 4096
 
 
+def path_text(value: str) -> bool:
+    """Whether a text can be the path of a file or folder."""
+    return bool(value.strip()) and value.isprintable() and len(value) <= 4096
+
+
 def string(
     default: str | None, text: str, expected: str, *, legal: Callable[[str], bool] = word, unset: str | None = None
 ) -> Any:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Final, Literal
 
 from ascend_dsv4.config.checks import read_text
 from ascend_dsv4.config.engine_config import EngineConfig
-from ascend_dsv4.config.options import (
+from ascend_dsv4.config.options import (, path_text
     Options,
     check_options,
     choice,
@@ -50,10 +50,6 @@ def _is_host(value: str) -> bool:
         # Digits and dots alone are meant as an address: 127.0.0 or 1.2.3.444 is a slip, and resolvers differ on it.
         return _HOST_NAME.fullmatch(value) is not None and re.fullmatch(r"[0-9.]+", value) is None
     return True
-
-
-def _is_path(value: str) -> bool:
-    return value.isprintable() and bool(value.strip()) and len(value) <= 4096
 
 
 def _origins(value: str) -> tuple[str, ...]:
@@ -119,7 +115,7 @@ class ServerConfig(Options):
         None,
         "file of API keys, one a line, # starts a comment",
         "the path of a file",
-        legal=_is_path,
+        legal=path_text,
         unset="everybody may ask",
     )
     cors_origins: str | None = string(

@@ -45,7 +45,7 @@ class ForwardConfig:
     """A model configuration with the choices of a run: compute dtype, storage rounding, format of n-gram rows. Read by model
     functions only."""
 
-    def __init__(self, config: ModelConfig, dtype: str, cache_rounding: str, engram_format: str = "fp8") -> None:
+    def __init__(self, config: ModelConfig, dtype: str, cache_rounding: str, engram_format: Any = "fp8") -> None:
         released = cache_rounding == "released"
         self.model = config
         self.dtype = dtype

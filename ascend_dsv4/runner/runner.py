@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from ascend_dsv4.backend.base import Backend, Observer, Plan, Tensor
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.layers import LayerSpec, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.engram.hashing import ABSENT, DEAD
+from ascend_dsv4.engram.store import EngramStore
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.tree import leaves
 from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_cache
@@ -23,16 +25,6 @@ from ascend_dsv4.runner.graphs import ModelGraphs
 
 LayerTap = Callable[[int, Tensor], None]
 """Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
-
-
-class Memory(Protocol):
-    """N-gram tables; see `engram.store`."""
-
-    def ids_for(self, token_ids: Sequence[int], history: Sequence[int]) -> np.ndarray:
-        """Row ids [num_tokens, layers, columns] of consecutive tokens; `history` are the ids before them, oldest first."""
-
-    def rows(self, ids: np.ndarray) -> np.ndarray:
-        """The rows: uint8 [num_tokens, layers, columns, row_bytes]."""
 
 
 class ModelRunner:
@@ -46,7 +38,7 @@ class ModelRunner:
         graphs: ModelGraphs,
         weights: ModelWeights,
         backend: Backend,
-        memory: Memory | None = None,
+        memory: EngramStore | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -120,14 +112,30 @@ class ModelRunner:
         batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
         return batch | self._tables(None, {}, batch)[1]
 
-    @staticmethod
-    def _memory_rows(memory: Memory, requests: Sequence[StepRequest], num_rows: int) -> dict[str, np.ndarray]:
+    def _memory_rows(self, memory: EngramStore, requests: Sequence[StepRequest], num_rows: int) -> dict[str, np.ndarray]:
         """engram<n> of the batch: uint8 [num_rows, columns, row_bytes], zero in padding."""
-        ids = np.concatenate([memory.ids_for(request.token_ids, request.history) for request in requests])
-        found = memory.rows(ids)
-        rows = np.zeros((num_rows, *found.shape[1:]), np.uint8)
-        rows[: len(found)] = found
-        return {f"engram{i}": np.ascontiguousarray(rows[:, i]) for i in range(rows.shape[1])}
+        found = [memory.take(request.request_id, self._row_ids(memory, request)) for request in requests]
+        rows = np.zeros((found[0].shape[1], num_rows, *found[0].shape[2:]), np.uint8)
+        np.concatenate([part.swapaxes(0, 1) for part in found], axis=1, out=rows[:, : sum(map(len, found))])
+        return {f"engram{i}": layer_rows for i, layer_rows in enumerate(rows)}
+
+    def _row_ids(self, memory: EngramStore, request: StepRequest) -> np.ndarray:
+        """Rows that a request's tokens read; those of images have none of their own and end every look back."""
+        missing = self.plan.history - len(request.history)
+        ids = np.asarray([*[ABSENT] * missing, *request.history, *request.token_ids], np.int32)
+        if self.config.image_token_id is not None:
+            ids[ids == self.config.image_token_id] = DEAD
+        return memory.ids_for(ids[self.plan.history :], ids[: self.plan.history])
+
+    def prefetch(self, request: StepRequest) -> None:
+        """Begin to fetch what these tokens will read out of n-gram tables, if the model has any."""
+        if self.memory is not None:
+            self.memory.prefetch(request.request_id, self._row_ids(self.memory, request))
+
+    def forget(self, request_id: int) -> None:
+        """The request is over, or starts again: what was fetched ahead for it is of no use."""
+        if self.memory is not None:
+            self.memory.drop(request_id)
 
     def attach_mtp(self, graph: Graph, weights: MtpWeights) -> None:
         """Make the MTP stage ready to run, and its cache."""

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_fp4, random_fp8, random_scales
+from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_factors, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.engram_gate.cases import inputs as gate_inputs
 from ascend_dsv4.ops.engram_rows.cases import inputs as engram_inputs
-from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_factors, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.index_topk.cases import restricted
 from ascend_dsv4.ops.index_topk.reference import index_scores

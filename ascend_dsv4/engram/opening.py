@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open the tables of a model where the options want them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from ascend_dsv4.config.engine_config import EngineConfig
+from ascend_dsv4.config.model_config import ModelConfig
+from ascend_dsv4.engram.convert import table_file_name
+from ascend_dsv4.engram.hashing import EngramHash, compressed_token_map
+from ascend_dsv4.engram.rows import FORMATS, RowFormat
+from ascend_dsv4.engram.store import EngramStore
+from ascend_dsv4.engram.tiers import CheckpointTable, EngramTier, HostTable, MappedFile, PreadFile
+from ascend_dsv4.errors import ConfigError
+from ascend_dsv4.model.checkpoint import Checkpoint
+
+SEED: Final = 0
+"""Of the multipliers. The release has no key for it."""
+
+
+def open_store(
+    config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, folder: Path
+) -> tuple[EngramStore, RowFormat]:
+    """The store of a model, and the format of its rows.
+
+    raises  ConfigError for a missing tokenizer.json or table files, or if the tokenizer does not fit the tables;
+            CheckpointError for damaged tables or tables of another size
+    """
+    engram = config.engram
+    assert engram is not None
+    token_map = compressed_token_map(folder / "tokenizer.json", config.vocab_size)
+    hashing = EngramHash.make(
+        layer_ids=engram.layer_ids,
+        max_ngram_size=engram.max_ngram_size,
+        num_heads=engram.n_heads,
+        vocab_size=engram.vocab_size,
+        num_compressed=engram.compressed_vocab_size,
+        pad=int(token_map[engram.pad_token_id]),
+        seed=SEED,
+    )
+    if hashing.num_rows != engram.num_embeddings:
+        raise ConfigError(
+            f"engram_num_embeddings={list(engram.num_embeddings)}: expected {list(hashing.num_rows)}, the sums of the primes "
+            f"from engram_vocab_size={engram.vocab_size} on, because every prime is one hash column. Use the released config.json."
+        )
+    tables, row_format = _open_tables(config, engine, checkpoint)
+    return EngramStore(tables, hashing, token_map), row_format
+
+
+def _open_tables(config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint) -> tuple[list[EngramTier], RowFormat]:
+    assert config.engram is not None
+    layers = config.engram.layer_ids
+    if engine.engram_tables is None:
+        if engine.engram_tier in ("mmap", "disk"):
+            raise ConfigError(
+                f"engram_tier={engine.engram_tier!r}: expected engram_tables, a folder of table files, because only those are "
+                "read row by row. Write them with `ascend-dsv4 convert`, or choose engram_tier checkpoint or host."
+            )
+        stored = [CheckpointTable(checkpoint, layer) for layer in layers]
+        return [_placed(table, engine) for table in stored], stored[0].format
+    folder = Path(engine.engram_tables)
+    row_format = _format_of(folder, layers[0])
+    paths = [folder / table_file_name(layer, row_format) for layer in layers]
+    if engine.engram_tier == "disk":
+        return [PreadFile(path, cache_rows=engine.engram_cache_rows) for path in paths], row_format
+    return [_placed(MappedFile(path), engine) for path in paths], row_format
+
+
+def _placed(table: EngramTier, engine: EngineConfig) -> EngramTier:
+    """The table itself, or a copy of it in memory."""
+    if engine.engram_tier != "host":
+        return table
+    copy: Callable[[EngramTier], EngramTier] = HostTable.copy_of
+    resident = copy(table)
+    table.close()
+    return resident
+
+
+def _format_of(folder: Path, layer: int) -> RowFormat:
+    """The format whose table files are in a folder; exactly one must be."""
+    found = [name for name in FORMATS if (folder / table_file_name(layer, name)).exists()]
+    if len(found) != 1:
+        raise ConfigError(
+            f"engram_tables={folder}: found {', '.join(table_file_name(layer, name) for name in found) or 'no table file'} for "
+            f"layer {layer}, expected one of {', '.join(table_file_name(layer, name) for name in FORMATS)}, because all layers "
+            "share one format. Name a folder that `ascend-dsv4 convert` wrote."
+        )
+    return found[0]
