@@ -124,7 +124,10 @@ class EngramStore:
         return self.hash.row_ids(compressed, self._compress(history))
 
     def rows(self, ids: NDArray[np.int64]) -> Rows:
-        """Read rows now: int64 [n, layers, columns] → uint8 [n, layers, columns, row_bytes]. raises as the tiers."""
+        """Read rows now: int64 [n, layers, columns] → uint8 [n, layers, columns, row_bytes]. raises as the tiers.
+
+        A layer's part, [:, layer], is contiguous in memory; the whole is not. `take` returns the same.
+        """
         start = time.perf_counter()
         rows = self._empty(ids)
         for layer in range(len(self.tables)):

@@ -213,19 +213,12 @@ class MappedFile(EngramTier):
             part = ids[start : start + _HINTED_ROWS]
             blocks = np.unique(part // header.block_rows)
             fresh = blocks[~self._is_verified[blocks]]
-            self._ask_for(blocks)
+            _ask_for(self._map, header.data_start + blocks * header.block_bytes, header.block_bytes)
             for block in fresh.tolist():
                 verify_block(self.name, header, block, self._blocks[block])
             self._is_verified[fresh] = True
             _take_rows(self._blocks, part // header.block_rows, part % header.block_rows, out[start : start + _HINTED_ROWS])
             self._count(disk_rows=len(part), disk_bytes=len(blocks) * header.block_bytes)
-
-    def _ask_for(self, blocks: NDArray[np.int64]) -> None:
-        """Have the pages of these blocks fetched all at once, instead of one by one as they are touched."""
-        for block in blocks.tolist():
-            start = self.header.data_start + block * self.header.block_bytes
-            aligned = start - start % mmap.PAGESIZE  # pages have 64 KB on some hosts
-            self._map.madvise(mmap.MADV_WILLNEED, aligned, start + self.header.block_bytes - aligned)
 
 
 class PreadFile(EngramTier):
@@ -251,7 +244,9 @@ class PreadFile(EngramTier):
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
-        os.close(self._file)
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
     def _gather(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
         unique, inverse = np.unique(ids, return_inverse=True)
@@ -327,27 +322,30 @@ class CheckpointTable(EngramTier):
                     "Download the checkpoint again."
                 )
         self.head_dim = entry.shape[1]
-        self._maps: list[mmap.mmap] = []
-        self._arrays: list[NDArray[np.uint8]] = []
+        self._parts: list[tuple[mmap.mmap, int, NDArray[np.uint8]]] = []  # map, offset in it, [num_rows, bytes]
         for name in names:
             path, place = checkpoint.place(name)
             mapped, data = _map_random(path)
-            self._maps.append(mapped)
-            self._arrays.append(data[place.offset : place.offset + place.num_bytes].reshape(entry.shape[0], -1))
-        row_bytes = sum(array.shape[1] for array in self._arrays)
+            array = data[place.offset : place.offset + place.num_bytes].reshape(entry.shape[0], -1)
+            self._parts.append((mapped, place.offset, array))
+        row_bytes = sum(array.shape[1] for _, _, array in self._parts)
         super().__init__(f"{checkpoint.place(weight)[0]} ({weight})", entry.shape[0], row_bytes)
 
     def close(self) -> None:
-        self._arrays = []
-        for mapped in self._maps:
+        maps = [mapped for mapped, _, _ in self._parts]
+        self._parts = []
+        for mapped in maps:
             _unmap(mapped)
 
     def _gather(self, ids: NDArray[np.int64], out: NDArray[np.uint8]) -> None:
-        assert self._arrays, "closed"
-        column = 0
-        for array in self._arrays:
-            out[:, column : column + array.shape[1]] = array[ids]
-            column += array.shape[1]
+        assert self._parts, "closed"
+        for start in range(0, len(ids), _HINTED_ROWS):
+            part, column = ids[start : start + _HINTED_ROWS], 0
+            for mapped, offset, array in self._parts:
+                width = array.shape[1]
+                _ask_for(mapped, offset + np.unique(part) * width, width)
+                out[start : start + _HINTED_ROWS, column : column + width] = array[part]
+                column += width
         self._count(disk_rows=len(ids), disk_bytes=out.nbytes)
 
 
@@ -378,6 +376,13 @@ def _map_random(path: Path) -> tuple[mmap.mmap, NDArray[np.uint8]]:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     mapped.madvise(mmap.MADV_RANDOM)
     return mapped, np.frombuffer(mapped, dtype=np.uint8)
+
+
+def _ask_for(mapped: mmap.mmap, starts: NDArray[np.int64], num_bytes: int) -> None:
+    """Have the pages of these places fetched all at once, instead of one by one as they are touched."""
+    first, last = starts // mmap.PAGESIZE, (starts + num_bytes - 1) // mmap.PAGESIZE
+    for page, end in sorted(set(zip(first.tolist(), last.tolist(), strict=True))):
+        mapped.madvise(mmap.MADV_WILLNEED, page * mmap.PAGESIZE, (end - page + 1) * mmap.PAGESIZE)
 
 
 def _unmap(mapped: mmap.mmap) -> None:

@@ -49,8 +49,10 @@ def test_encoding_what_was_decoded_loses_nothing(format: RowFormat) -> None:
 
 
 def test_bf16_rounds_as_torch() -> None:
-    expected = torch.from_numpy(values()).bfloat16().float().numpy()
-    assert np.array_equal(decode_rows(encode_rows(values(), "bf16"), "bf16", 64), expected)
+    ties = np.array([[0x3F808000, 0x3F818000, 0xBF808000, 0x3F808001]], dtype=np.uint32).view(np.float32)
+    for x in (values(), ties):
+        expected = torch.from_numpy(x).bfloat16().float().numpy()
+        assert np.array_equal(decode_rows(encode_rows(x, "bf16"), "bf16", x.shape[1]), expected)
 
 
 def test_fp8_values_survive_bf16() -> None:
