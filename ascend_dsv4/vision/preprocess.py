@@ -90,8 +90,9 @@ def _largest_that_fits(w: float, h: float, config: VisionConfig) -> tuple[int, i
 def preprocess(image: Image.Image, config: VisionConfig) -> tuple[NDArray[np.float32], ImageGrid]:
     """Patches of an image and its grid.
 
-    An image in another mode than RGB is converted as `to_rgb` does. It is resized (bicubic) to fit its grid with its own aspect ratio and centred on grey; one that is wider than
-    `max_wh_ratio` is stretched instead. Pixels map to (x / 255 - 0.5) / 0.5, rounded to bfloat16.
+    The image, by `to_rgb` if its mode is not RGB, is resized (bicubic) to fit its grid with its own aspect ratio and centred
+    on grey; one that is wider than `max_wh_ratio` is stretched instead. Pixels map to (x / 255 - 0.5) / 0.5, rounded to
+    bfloat16.
     returns  float32 [vit_h · vit_w, 3 · patch_size²] holding bfloat16 values: patches in reading order, each channel by
              channel in reading order; and the grid
     raises   RequestError for an image so narrow that nothing of it would be left
