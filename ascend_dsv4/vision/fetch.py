@@ -303,7 +303,7 @@ class _PinnedConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         """To the first address that answers."""
-        self._live = self.sock = self._connected()
+        self.sock = self._connected()
         if self._secure:
             context = ssl.create_default_context()
             secured = context.wrap_socket(self.sock, server_hostname=self.host, do_handshake_on_connect=False)
@@ -323,7 +323,7 @@ class _PinnedConnection(http.client.HTTPConnection):
         error: OSError | None = None
         for address in self._addresses:
             family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-            sock = socket.socket(family, socket.SOCK_STREAM)
+            self._live = sock = socket.socket(family, socket.SOCK_STREAM)
             try:
                 sock.settimeout(self._remaining())
                 sock.connect((str(address), self.port))
@@ -338,7 +338,7 @@ class _PinnedConnection(http.client.HTTPConnection):
         raise error or OSError("no address")
 
     def _stop_if_cut(self) -> None:
-        """For the moment between a socket's birth and `cut` knowing it."""
+        """For a `cut` that came before there was anything to shut down."""
         if self._cut:
             raise TimeoutError("timed out")
 

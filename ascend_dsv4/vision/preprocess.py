@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ascend_dsv4.config.vision_config import VisionConfig
 from ascend_dsv4.errors import RequestError
+from ascend_dsv4.vision.decode import to_rgb
 
 PAD_COLOR = (127, 127, 127)
 """What surrounds an image whose aspect ratio is not that of its grid."""
@@ -87,15 +88,17 @@ def _largest_that_fits(w: float, h: float, config: VisionConfig) -> tuple[int, i
 
 
 def preprocess(image: Image.Image, config: VisionConfig) -> tuple[NDArray[np.float32], ImageGrid]:
-    """Patches of an RGB image and its grid.
+    """Patches of an image and its grid.
 
-    The image is resized (bicubic) to fit its grid with its own aspect ratio and centred on grey; one that is wider than
-    `max_wh_ratio` is stretched instead. Pixels map to (x / 255 - 0.5) / 0.5, rounded to bfloat16.
+    The image, by `to_rgb` if its mode is not RGB, is resized (bicubic) to fit its grid with its own aspect ratio and centred
+    on grey; one that is wider than `max_wh_ratio` is stretched instead. Pixels map to (x / 255 - 0.5) / 0.5, rounded to
+    bfloat16.
     returns  float32 [vit_h · vit_w, 3 · patch_size²] holding bfloat16 values: patches in reading order, each channel by
              channel in reading order; and the grid
     raises   RequestError for an image so narrow that nothing of it would be left
     """
     grid = plan_grid(image.width, image.height, config)
+    image = image if image.mode == "RGB" else to_rgb(image)
     size = (grid.best_width, grid.best_height)
     if config.max_wh_ratio is not None and image.width > image.height * config.max_wh_ratio:
         fitted = image.resize(size, Image.Resampling.BICUBIC)

@@ -81,6 +81,12 @@ def test_patch_order(tiny: VisionConfig) -> None:
     assert (patches == -1).sum() == patches.size - 1
 
 
+def test_other_modes_are_converted(tiny: VisionConfig) -> None:
+    """Transparent is white, not what lies under it."""
+    patches, _ = preprocess(Image.new("RGBA", (84, 84), (9, 9, 9, 0)), tiny)
+    assert (patches == 1).all()
+
+
 def test_padding_is_grey_and_centred(tiny: VisionConfig) -> None:
     """An image 85 wide gets a grid 98 wide: grey stripes of equal width left and right, not black ones."""
     patches, grid = preprocess(Image.new("RGB", (85, 84), (255, 255, 255)), tiny)
