@@ -15,11 +15,12 @@ from typing import Any, ClassVar, Final, Literal
 
 from ascend_dsv4.config.checks import read_text
 from ascend_dsv4.config.engine_config import EngineConfig
-from ascend_dsv4.config.options import (, path_text
+from ascend_dsv4.config.options import (
     Options,
     check_options,
     choice,
     integer,
+    path_text,
     pick,
     read_yaml,
     real,

@@ -44,7 +44,8 @@ def open_store(
     if hashing.num_rows != engram.num_embeddings:
         raise ConfigError(
             f"engram_num_embeddings={list(engram.num_embeddings)}: expected {list(hashing.num_rows)}, the sums of the primes "
-            f"from engram_vocab_size={engram.vocab_size} on, because every prime is one hash column. Use the released config.json."
+            f"from engram_vocab_size={engram.vocab_size} on, because every prime is one hash column. Use the released "
+            "config.json."
         )
     tables, row_format = _open_tables(config, engine, checkpoint)
     return EngramStore(tables, hashing, token_map), row_format
