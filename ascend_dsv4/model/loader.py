@@ -12,6 +12,7 @@ import numpy as np
 from ascend_dsv4.errors import CheckpointError
 from ascend_dsv4.graph.tree import leaves, map_leaves
 from ascend_dsv4.model.checkpoint import Checkpoint
+from ascend_dsv4.model.vision_weights import VisionWeights
 from ascend_dsv4.model.weights import Constant, HeadRows, ModelWeights, MtpWeights, Param, is_parameter
 
 _RAW = {
@@ -25,7 +26,7 @@ _BITS: dict[str, np.dtype[Any]] = {
 }
 """Resident dtype → numpy dtype of its stored bits."""
 
-Tree = TypeVar("Tree", ModelWeights, MtpWeights)
+Tree = TypeVar("Tree", ModelWeights, MtpWeights, VisionWeights)
 MakeParameter = Callable[[str, str, tuple[int, ...], np.ndarray], Any]
 """(name, dtype, shape, stored bits) → backend tensor."""
 

@@ -48,6 +48,8 @@ class _Tracer:
             self._batch |= {f"engram{i}": rows for i in range(len(config.engram.layer_ids))}
         if config.image_token_id is not None:
             self._batch["is_image"] = TensorType(("num_tokens",), "int32")
+            self._batch["image_rows"] = TensorType(("num_image_rows", config.hidden_size), "float32")
+            self._batch["image_at"] = TensorType(("num_image_rows",), "int32")
         sizes = (config.hc_mult, config.hidden_size) if config.hc_mult else (config.hidden_size,)
         self.streams = TensorType(("num_tokens", *sizes), cfg.dtype)
         self._carry: dict[str, TensorType] = {}

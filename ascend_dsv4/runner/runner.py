@@ -20,7 +20,7 @@ from ascend_dsv4.graph.tree import leaves
 from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_cache
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.weights import ModelWeights, MtpWeights
-from ascend_dsv4.runner.batch import StepRequest, build_batch
+from ascend_dsv4.runner.batch import StepRequest, build_batch, image_batch
 from ascend_dsv4.runner.graphs import ModelGraphs
 
 LayerTap = Callable[[int, Tensor], None]
@@ -109,6 +109,7 @@ class ModelRunner:
             arrays |= self._memory_rows(self.memory, requests, len(arrays["input_ids"]))
         if self.config.image_token_id is not None:
             arrays["is_image"] = (arrays["input_ids"] == self.config.image_token_id).astype(np.int32)
+            arrays |= image_batch(requests, self.config.hidden_size)
         batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
         return batch | self._tables(None, {}, batch)[1]
 
