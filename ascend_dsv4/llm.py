@@ -31,6 +31,9 @@ from ascend_dsv4.model.weights import ModelWeights, model_weights, mtp_weights
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
+from ascend_dsv4.spec_decode.drafter import Drafter
+from ascend_dsv4.spec_decode.mtp import MtpDrafter
+from ascend_dsv4.spec_decode.ngram import NgramDrafter
 from ascend_dsv4.tokenizer.completion import CompletionText
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
 
@@ -100,14 +103,16 @@ class LLM:
         self._forward = forward_config(self.config, self.engine_config)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
+        self._loader = WeightLoader(checkpoint, self.backend.parameter)
+        if self.engine_config.speculative not in ("none", "ngram"):
+            self._check_draft(self.engine_config.speculative)
         _check_memory(resident_bytes(params), plan, self.backend.memory()[1])
         self.graphs = trace_model(self.config, self._forward, params, plan)
-        self._loader = WeightLoader(checkpoint, self.backend.parameter)
         with _progress_bar(self._loader.stored_bytes(params), show=progress) as advance:
             loaded = self._loader.load(params, advance)
         self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend)
-        self.engine = Engine(self.config, self.engine_config, self.runner)
         self._has_mtp = False
+        self.engine = Engine(self.config, self.engine_config, self.runner, drafter=self._drafter())
         self._texts: dict[Request, CompletionText] = {}
         """Of requests under way, whoever makes the steps."""
 
@@ -209,7 +214,8 @@ class LLM:
         draft that follows `token_ids`. Raises UnsupportedError if the model has no such stage, RequestError while a stream
         is open.
         """
-        self._prepare_draft(method)
+        self._check_draft(method)
+        self._load_draft()
         self._check_idle("draft")
         token_ids = self.engine.check_prompt(token_ids)
         if len(token_ids) < 2:
@@ -223,8 +229,10 @@ class LLM:
         for start in range(0, len(token_ids) - 1, self.engine_config.max_num_batched_tokens):
             end = min(start + self.engine_config.max_num_batched_tokens, len(token_ids) - 1)
             manager.begin_step(0, start, end)
-            chunk = StepRequest(0, start, token_ids[start:end], logits_from=start)
-            rows.append(self.backend.to_host(self.runner.run_mtp(chunk, token_ids[start + 1 : end + 1], manager)))
+            streams = self.runner.process([StepRequest(0, start, token_ids[start:end], end)], manager).streams
+            followers = StepRequest(0, start, token_ids[start + 1 : end + 1], start)
+            drafted = self.runner.run_mtp([followers], streams, range(end - start), manager)
+            rows.append(self.backend.to_host(drafted.logits))
             manager.commit(0, end)
         logits = np.concatenate(rows)
         return logits.argmax(-1).astype(np.int32), logits, None
@@ -233,7 +241,17 @@ class LLM:
         """What is kept in memory: for "released", whatever the files hold."""
         return as_stored(checkpoint, params) if self.engine_config.weights == "released" else params
 
-    def _prepare_draft(self, method: str) -> None:
+    def _drafter(self) -> Drafter | None:
+        """What the options want to draft with."""
+        if self.engine_config.speculative == "none":
+            return None
+        if self.engine_config.speculative == "ngram":
+            return NgramDrafter()
+        self._load_draft()
+        return MtpDrafter(self.runner)
+
+    def _check_draft(self, method: str) -> None:
+        """Raises UnsupportedError for a method that this checkpoint or version cannot draft with."""
         if method != "mtp" or self.config.draft_method != "mtp":
             raise UnsupportedError(
                 f"draft method {method!r}: this checkpoint carries {self.config.draft_method or 'no'} draft stages, and this "
@@ -244,6 +262,9 @@ class LLM:
                 "draft method 'mtp': config.json names an MTP stage but the files hold no mtp.* tensors (transformers drops "
                 "them when it saves). Use the published checkpoint to draft."
             )
+
+    def _load_draft(self) -> None:
+        """Load and attach the MTP stage, once."""
         if not self._has_mtp:
             params = mtp_weights(self.config, self.engine_config.weights)
             loaded = self._loader.load(params, lambda _: None)
@@ -298,11 +319,14 @@ class LLM:
 
     def _extend(self, output: Output) -> None:
         """Append a step's tokens to their text; a stop text ends the request."""
-        if (text := self._texts.get(output.request)) is not None:
+        request, text = output.request, self._texts.get(output.request)
+        if text is not None and not text.has_stopped:
             text.push(output.token_ids)
             if text.has_stopped:
-                self.engine.finish(output.request, "stop")
-                output.request.finish_reason = "stop"  # also if the very token that completed it was the last one allowed
+                self.engine.finish(request, "stop")
+                request.finish_reason = "stop"  # also if the very token that completed it was the last one allowed
+                # Tokens may have come together with it.
+                del request.output_ids[text.num_tokens :], request.logprobs[text.num_tokens :]
 
     def _output(self, request: Request, text: CompletionText | None) -> RequestOutput:
         assert request.finish_reason is not None

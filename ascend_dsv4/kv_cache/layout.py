@@ -64,22 +64,22 @@ def layer_caches(config: ModelConfig, engine: EngineConfig, spec: LayerSpec) -> 
     if spec.ratio:
         group, block_rows = f"cmp{spec.ratio}", engine.block_size // spec.ratio
         caches.append(CacheSpec("cmp_kv", group, block_rows, kv, dtype))
-        caches.append(_state("cmp_state", spec.ratio, config.head_dim))
+        caches.append(_state("cmp_state", spec.ratio, config.head_dim, engine.num_drafts))
     if spec.layer_type == "csa":
         index = (packed_index_bytes(config.index_head_dim) if packed else config.index_head_dim,)
         caches.append(CacheSpec("idx_kv", group, block_rows, index, dtype))
-        caches.append(_state("idx_state", spec.ratio, config.index_head_dim))
+        caches.append(_state("idx_state", spec.ratio, config.index_head_dim, engine.num_drafts))
     return tuple(caches)
 
 
-def _state(name: str, ratio: int, head_dim: int) -> CacheSpec:
+def _state(name: str, ratio: int, head_dim: int, num_drafts: int) -> CacheSpec:
     """Rows of projections an entry may still need: kv and gate of the open window, and of the overlapped one before it.
 
-    They suffice because a step reads the rows before it writes them and no token is ever taken back. Verifying n drafted
-    tokens needs n more rows, and a window that keeps n more.
+    They suffice because a step reads the rows before it writes them. The rows of n rejected drafts displace those of the n
+    oldest positions, which the true tokens may still need: so there are n more.
     """
     roles = compressor_roles(ratio)
-    return CacheSpec(name, "state", roles * ratio, (2, roles * head_dim), "float32")
+    return CacheSpec(name, "state", roles * ratio + num_drafts, (2, roles * head_dim), "float32")
 
 
 def draft_cache(config: ModelConfig, engine: EngineConfig) -> CacheSpec:
@@ -138,7 +138,8 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
             f"Raise max_total_tokens to {max_len} or lower max_model_len."
         )
     block = engine.window_block_size
-    window_blocks = -(-config.sliding_window // block) + 2
+    # Rows of rejected drafts lie beyond the last token of a sequence until true ones overwrite them.
+    window_blocks = -(-(config.sliding_window + engine.num_drafts) // block) + 2
     # Rows written in a step lie beside those it reads: a step's tokens need blocks on top of every sequence's window.
     pool = engine.max_num_seqs * window_blocks + engine.max_num_batched_tokens // block
     longest = -(-max_len // block)

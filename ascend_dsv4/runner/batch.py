@@ -22,6 +22,8 @@ class StepRequest:
     token_ids: Sequence[int]
     logits_from: int
     """Position from which on logits are wanted; past the last token for none."""
+    num_drafts: int = 0
+    """How many tokens at the end are drafts, which may turn out wrong."""
 
     @property
     def end(self) -> int:

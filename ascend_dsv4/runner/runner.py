@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from ascend_dsv4.backend.base import Backend, Observer, Plan, Tensor
 from ascend_dsv4.config.engine_config import EngineConfig
@@ -24,6 +23,16 @@ from ascend_dsv4.runner.graphs import ModelGraphs
 
 LayerTap = Callable[[int, Tensor], None]
 """Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a forward pass returns."""
+
+    logits: Tensor
+    """float32 [num_rows, vocab_size] of the rows the requests asked for, in order."""
+    streams: Tensor
+    """After the last layer, [num_tokens, hc_mult, hidden_size]; rows past the requests' tokens are padding."""
 
 
 class ModelRunner:
@@ -74,8 +83,12 @@ class ModelRunner:
 
     def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Tensor:
         """Process a step. Returns float32 logits [num_rows, vocab_size] of the rows the requests asked for, in order."""
+        return self.process(requests, manager, tap).logits
+
+    def process(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Forward:
+        """Process a step, and keep what drafters read of it."""
         num_tokens = sum(len(request.token_ids) for request in requests)
-        return self.forward(self._batch(requests, manager), num_tokens, tap)[0]
+        return Forward(*self.forward(self._batch(requests, manager), num_tokens, tap))
 
     def forward(
         self, batch: dict[str, Tensor], num_tokens: int, tap: LayerTap | None = None
@@ -105,17 +118,19 @@ class ModelRunner:
         draft_kv = self.backend.zeros(self.plan.shape(cache), cache.dtype)
         self._mtp = self.backend.compile(graph, leaves(weights), {"win_kv": draft_kv})
 
-    def run_mtp(self, request: StepRequest, next_ids: Sequence[int], manager: CacheManager) -> Tensor:
-        """Process a chunk of one request and draft behind each of its tokens: logits for token t + 2 in row t.
+    def run_mtp(
+        self, requests: Sequence[StepRequest], streams: Tensor, rows: Sequence[int], manager: CacheManager
+    ) -> Forward:
+        """Run the MTP stage behind processed tokens: the logits of position t are for token t + 2.
 
-        `next_ids` are the ids one position on, one per token of the chunk.
+        requests   positions as in the backbone; `token_ids` are the ids one position on
+        streams    of the backbone, or of this stage in the draft step before; row rows[i] belongs to the i-th token
         """
         assert self._mtp is not None, "attach_mtp comes first"
-        batch = self._batch([request], manager)
-        _, streams = self.forward(batch, len(next_ids))
-        padding = [0] * (batch["input_ids"].shape[0] - len(next_ids))
-        shifted = self.backend.to_device(np.asarray([*next_ids, *padding], dtype=np.int32))
-        return self._mtp(streams, (), batch | {"input_ids": shifted})[0]
+        batch = self._batch(requests, manager)
+        padding = [0] * (batch["input_ids"].shape[0] - len(rows))
+        logits, (own,) = self._mtp(streams[[*rows, *padding]], (), batch)
+        return Forward(logits, own)
 
     def cache_bytes(self) -> int:
         """Bytes of the cache tensors as allocated."""

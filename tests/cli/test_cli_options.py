@@ -52,7 +52,7 @@ def parse_serve(*args: str, **defaults: Any) -> tuple[EngineConfig, ServerConfig
 def other_value(field: dataclasses.Field[Any]) -> Any:
     """A legal value that is not the default."""
     if "limits" in field.metadata:
-        return 256
+        return min(256, field.metadata["limits"][1])
     hint = get_type_hints(EngineConfig)[field.name]
     return next(choice for choice in get_args(hint) if choice != field.default) if get_origin(hint) else "reference"
 
