@@ -229,7 +229,7 @@ class LLM:
         for start in range(0, len(token_ids) - 1, self.engine_config.max_num_batched_tokens):
             end = min(start + self.engine_config.max_num_batched_tokens, len(token_ids) - 1)
             manager.begin_step(0, start, end)
-            streams = self.runner.process([StepRequest(0, start, token_ids[start:end], end)], manager).streams
+            streams = self.runner.run([StepRequest(0, start, token_ids[start:end], end)], manager).streams
             followers = StepRequest(0, start, token_ids[start + 1 : end + 1], start)
             drafted = self.runner.run_mtp([followers], streams, range(end - start), manager)
             rows.append(self.backend.to_host(drafted.logits))

@@ -138,7 +138,7 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan:
             return self._take_outputs()
-        forward = self.runner.process([step for _, step in plan], self.manager, tap)
+        forward = self.runner.run([step for _, step in plan], self.manager, tap)
         drawn = self._read_logits(plan, forward.logits)
         self.stats.num_steps += 1
         for request, step in plan:

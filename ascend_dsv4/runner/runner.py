@@ -81,12 +81,8 @@ class ModelRunner:
         twin._compile(observer)
         return twin
 
-    def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Tensor:
-        """Process a step. Returns float32 logits [num_rows, vocab_size] of the rows the requests asked for, in order."""
-        return self.process(requests, manager, tap).logits
-
-    def process(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Forward:
-        """Process a step, and keep what drafters read of it."""
+    def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Forward:
+        """Process a step."""
         num_tokens = sum(len(request.token_ids) for request in requests)
         return Forward(*self.forward(self._batch(requests, manager), num_tokens, tap))
 

@@ -86,7 +86,8 @@ def test_bad_values(changes: dict[str, Any], words: str) -> None:
 
 
 def test_number_of_drafts() -> None:
-    counts = {method: EngineConfig.from_dict({"speculative": method}).num_drafts for method in ("none", "mtp", "dspark", "ngram")}
+    methods = ("none", "mtp", "dspark", "ngram")
+    counts = {method: EngineConfig.from_dict({"speculative": method}).num_drafts for method in methods}
     assert counts == {"none": 0, "mtp": 1, "dspark": 5, "ngram": 4}
     assert EngineConfig(speculative="mtp", num_speculative_tokens=3).num_drafts == 3
     assert EngineConfig(num_speculative_tokens=3).num_drafts == 0
