@@ -15,7 +15,7 @@ from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.engine.constraint import TokenConstraint
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import RequestError
-from ascend_dsv4.spec_decode.drafter import Draft
+from ascend_dsv4.spec_decode.draft import Draft
 from ascend_dsv4.spec_decode.pace import Pace
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]

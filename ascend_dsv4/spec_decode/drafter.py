@@ -18,6 +18,7 @@ import numpy as np
 from ascend_dsv4.backend.base import Tensor
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.runner import Forward
+from ascend_dsv4.spec_decode.draft import Draft
 
 
 class DraftRequest(Protocol):
@@ -31,20 +32,6 @@ class DraftRequest(Protocol):
 
     def tokens(self, start: int, end: int) -> list[int]:
         """Token ids of positions start … end − 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """Guesses for the tokens that follow a request's last one."""
-
-    ids: tuple[int, ...]
-    probs: np.ndarray | None = None
-    """float64 [len(ids), vocab_size]: the distributions the ids were drawn from, for rejection sampling; see `verify`.
-
-    None for ids that are what they are, which are compared with what the model draws. Such drafts may be shortened, and the
-    output is that of a run without drafts, to the bit. Drafts with distributions are verified whole or wait: the output has
-    the model's distribution, and is the same however steps are scheduled, but not the one of a run without drafts.
-    """
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,8 @@ from ascend_dsv4.backend.base import Tensor
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.runner import Forward, ModelRunner
-from ascend_dsv4.spec_decode.drafter import Committed, Draft, Draw, Wanted
+from ascend_dsv4.spec_decode.draft import Draft
+from ascend_dsv4.spec_decode.drafter import Committed, Draw, Wanted
 from ascend_dsv4.spec_decode.pace import ROW_COST
 
 

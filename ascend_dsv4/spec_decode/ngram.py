@@ -9,7 +9,8 @@ import numpy as np
 
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.runner import Forward
-from ascend_dsv4.spec_decode.drafter import Committed, Draft, DraftRequest, Draw, Wanted
+from ascend_dsv4.spec_decode.draft import Draft
+from ascend_dsv4.spec_decode.drafter import Committed, DraftRequest, Draw, Wanted
 from ascend_dsv4.spec_decode.pace import ROW_COST
 
 MIN_MATCH = 2

@@ -165,7 +165,8 @@ def another(option: Option) -> tuple[Any, list[str]]:
     elif option.kind == "choice":
         value = next(choice for choice in option.choices if choice != option.default)
     else:
-        value = {"integer": 1280, "real": 2.5}[option.kind] if option.name not in ("max_n", "retry_after_s") else 9
+        small = option.name in ("max_n", "retry_after_s", "num_speculative_tokens")
+        value = 9 if small else {"integer": 1280, "real": 2.5}[option.kind]
     return value, [flag(option.name), str(value)]
 
 
