@@ -106,7 +106,7 @@ class LLM:
         self._loader = WeightLoader(checkpoint, self.backend.parameter)
         if self.engine_config.speculative not in ("none", "ngram"):
             self._check_draft(self.engine_config.speculative)
-        _check_memory(resident_bytes(params), plan, self.backend.memory()[1])
+        self._check_memory(params, plan)
         self.graphs = trace_model(self.config, self._forward, params, plan)
         with _progress_bar(self._loader.stored_bytes(params), show=progress) as advance:
             loaded = self._loader.load(params, advance)
@@ -240,6 +240,21 @@ class LLM:
     def _resident(self, checkpoint: Checkpoint, params: ModelWeights) -> ModelWeights:
         """What is kept in memory: for "released", whatever the files hold."""
         return as_stored(checkpoint, params) if self.engine_config.weights == "released" else params
+
+    def _check_memory(self, params: ModelWeights, plan: CachePlan) -> None:
+        """Raises CapacityError if weights and caches do not fit, those of a draft stage that the options want included."""
+        total = self.backend.memory()[1]
+        weight_bytes, cache_bytes = resident_bytes(params), plan.total_bytes
+        if self.engine_config.speculative == "mtp":
+            weight_bytes = resident_bytes(params, mtp_weights(self.config, self.engine_config.weights))
+            cache = draft_cache(self.config, self.engine_config)
+            cache_bytes += plan.num_blocks[cache.group] * cache.block_bytes
+        if total and weight_bytes + cache_bytes > total:
+            raise CapacityError(
+                f"{weight_bytes:,} B of weights and {cache_bytes:,} B of caches do not fit into {total:,} B of memory. "
+                "Lower max_model_len, max_num_seqs or max_total_tokens, or use a smaller cache format; "
+                "`ascend-dsv4 check --model` prints where the memory goes."
+            )
 
     def _drafter(self) -> Drafter | None:
         """What the options want to draft with."""
@@ -378,16 +393,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _no_images(images: None) -> None:
     if images is not None:
         raise UnsupportedError("images: this model has no vision tower; leave images=None")
-
-
-def _check_memory(weight_bytes: int, plan: CachePlan, total: int) -> None:
-    needed = weight_bytes + plan.total_bytes
-    if total and needed > total:
-        raise CapacityError(
-            f"{weight_bytes:,} B of weights and {plan.total_bytes:,} B of caches do not fit into {total:,} B of memory. "
-            "Lower max_model_len, max_num_seqs or max_total_tokens, or use a smaller cache format; "
-            "`ascend-dsv4 check --model` prints where the memory goes."
-        )
 
 
 @contextmanager

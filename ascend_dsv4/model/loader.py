@@ -77,9 +77,10 @@ def as_stored(checkpoint: Checkpoint, params: Tree) -> Tree:
     return map_leaves(widen, params, is_parameter)  # type: ignore[no-any-return]
 
 
-def resident_bytes(params: ModelWeights | MtpWeights) -> int:
-    """Bytes of the tensors that `WeightLoader.load` makes."""
-    return sum(leaf.type.num_bytes() for leaf in set(leaves(params, lambda item: isinstance(item, Param)).values()))
+def resident_bytes(*trees: ModelWeights | MtpWeights) -> int:
+    """Bytes of the tensors that `WeightLoader.load` makes of these trees; what they share counts once."""
+    found = {leaf for tree in trees for leaf in leaves(tree, lambda item: isinstance(item, Param)).values()}
+    return sum(leaf.type.num_bytes() for leaf in found)
 
 
 def read_parameter(checkpoint: Checkpoint, param: Param) -> np.ndarray:
