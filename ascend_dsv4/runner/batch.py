@@ -42,6 +42,8 @@ class StepRequest:
     """The ids before the first token, as many as the plan's `history` or as there are."""
     images: Sequence[PlacedRows] = ()
     """Of the whole request, those outside the step too."""
+    num_drafts: int = 0
+    """How many tokens at the end are drafts, which may turn out wrong."""
 
     @property
     def end(self) -> int:
