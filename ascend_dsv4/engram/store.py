@@ -71,7 +71,6 @@ class _Prefetch:
 
     def __init__(self, ids: NDArray[np.int64], rows: Rows) -> None:
         self.ids, self.rows = ids, rows  # rows [layers, n, columns, row_bytes]
-        self.is_dropped = False
         self.futures: list[Future[None]] = []
         self.untaken = set(range(len(rows)))
 
@@ -173,7 +172,7 @@ class EngramStore:
             try:
                 job.futures[layer].result()
                 rows = job.rows[layer]
-            except CancelledError:  # another thread dropped it between the two lines above
+            except CancelledError:  # another thread dropped it meanwhile
                 rows = None
             except BaseException:
                 self.drop(key)
@@ -242,15 +241,12 @@ class EngramStore:
         self.tables[layer].read(ids[:, layer].reshape(-1), out.reshape(-1, self.row_bytes))
 
     def _fetch(self, job: _Prefetch, layer: int) -> None:
-        if job.is_dropped:
-            raise CancelledError
         self._read_layer(layer, job.ids, job.rows[layer])
 
     def _cancel(self, job: _Prefetch) -> int:
         """Under the lock, for a job out of `_pending`. Returns the bytes it held."""
-        job.is_dropped = True
         for future in job.futures:
-            future.cancel()
+            future.cancel()  # no effect on one that runs: it ends, and whoever waits for it gets its rows
         self.metrics.dropped += 1
         return job.rows.nbytes
 

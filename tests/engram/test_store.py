@@ -131,6 +131,7 @@ class TestPrefetch:
         ids[:] = 0
         gated[0].gate.set()
         assert np.array_equal(store.take("a", kept), expected(kept))
+        assert store.metrics.taken_unasked == 0
 
     def test_taken_twice(self, store: EngramStore) -> None:
         ids = ids_of(1, 2)
