@@ -98,7 +98,7 @@ def tables_in_memory(hash: EngramHash) -> list[EngramTier]:
         whole = np.empty((num_rows, ROW_BYTES), dtype=np.uint8)
         for i, rows in enumerate(table_rows(layer, num_rows)):
             whole[i * CHUNK_ROWS : i * CHUNK_ROWS + len(rows)] = rows
-        tables.append(HostTable(whole))
+        tables.append(HostTable(whole, "fp8", HEAD_DIM))
     return tables
 
 
