@@ -256,10 +256,10 @@ def test_drawn_drafts_follow_the_model(llm: LLM) -> None:
     plain = Engine(llm.config, llm.engine_config, llm.runner)
     counts = []
     for engine in (plain, sampling_engine(llm)):
-        requests = [engine.submit([5, 6], replace(DRAWN, max_tokens=3, seed=seed)) for seed in range(100)]
+        requests = [engine.submit([5, 6], replace(DRAWN, max_tokens=3, seed=seed)) for seed in range(60)]
         finish(engine)
         counts.append([[request.output_ids[at] for request in requests].count(token) for at in (1, 2) for token in FEW])
-    assert engine.stats.num_accepted_tokens > 30
+    assert engine.stats.num_accepted_tokens > 15
     assert counts[0] != counts[1], "another rule, other tokens"
     table = np.asarray(counts, float).reshape(2, 2, 3)
     for one, other in table.transpose(1, 0, 2):
