@@ -304,6 +304,27 @@ def test_v32_bad_values(path: str, value: object, words: str) -> None:
     assert words in refused(put(v32(), path, value))
 
 
+def test_what_only_one_kind_of_attention_has() -> None:
+    """Window, streams and grouped projection go without latent attention, and only without; so do dense layers with it."""
+    v4, mla = read(released("v4_flash")), read(v32())
+    for name in ("o_groups", "o_lora_rank", "sliding_window", "hc_mult", "hc_sinkhorn_iters"):
+        for config, value in ((v4, 0), (mla, 8)):
+            with pytest.raises(ConfigError, match=f"{name}={value}: expected at least 1, or 0 with mla"):
+                dataclasses.replace(config, **{name: value})
+    with pytest.raises(ConfigError, match="hc_eps=0.0: expected at least 1e-30"):
+        dataclasses.replace(v4, hc_eps=0.0)
+    for name in ("index_n_heads", "index_head_dim", "index_topk"):
+        with pytest.raises(ConfigError, match=f"{name}=0: expected at least 1"):
+            dataclasses.replace(v4, **{name: 0})
+    for name, value in (("index_n_heads", 0), ("index_head_dim", 0)):
+        with pytest.raises(ConfigError, match=f"{name}=0: expected at least 1"):
+            dataclasses.replace(mla, **{name: value})
+    with pytest.raises(ConfigError, match="'dense' layers with mla only"):
+        dataclasses.replace(v4, mlp_layer_types=("dense",) * 43)
+    with pytest.raises(ConfigError, match="'hash_moe' layers without"):
+        dataclasses.replace(mla, mlp_layer_types=("hash_moe",) * 61)
+
+
 def test_v32_experts_come_from_few_groups() -> None:
     """Four groups of four experts, one of which is kept, hold no five."""
     small = v32() | {"n_routed_experts": 16, "n_group": 4, "topk_group": 1}
