@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from ascend_dsv4.config.checks import Problems, check_fixed, check_number, parse_json, read_text, same, show
 from ascend_dsv4.config.parts import (
+    ENGRAM_BLOCK,
     FAMILIES,
     FLOAT_LIMITS,
     FP4_BLOCK,
@@ -305,6 +306,8 @@ _RULES: Final[tuple[tuple[str, Callable[..., bool], str, str], ...]] = (
      "a pad token below vocab_size", "it is mapped like every other token"),
     ("engram vocab_size", lambda engram, vocab: engram is None or engram.compressed_vocab_size <= vocab,
      "a compressed vocabulary no larger than vocab_size", "tokens are merged, never split"),
+    ("engram weight_block_size", lambda engram, block: engram is None or block is None or engram.head_dim % ENGRAM_BLOCK == 0,
+     f"a head_dim that is a multiple of {ENGRAM_BLOCK}", f"quantised rows have one scale per {ENGRAM_BLOCK} channels"),
     ("engram hc_mult", lambda engram, streams: engram is None or streams > 0,
      "only with residual streams", "rows are gated per stream"),
     *SOURCE_RULES,

@@ -231,6 +231,7 @@ RATIOS = [0, 0, *[2] * 18, *[1] * 20, 0, 0, 0]
         ("text_config.engram_num_embeddings", [1, 0], "engram_num_embeddings[1]=0"),
         ("text_config.engram_max_ngram_size", 1, "engram_max_ngram_size=1"),
         ("text_config.engram_head_dim", 256.0, "an integer"),
+        ("text_config.engram_head_dim", 48, "a head_dim that is a multiple of 32"),
         ("text_config.engram_pad_token_id", 129280, "a pad token below vocab_size"),
         ("text_config.engram_compressed_vocab_size", 129281, "no larger than vocab_size"),
         ("text_config.dspark_target_layer_ids", [38, 39, 40], "target layers below"),
