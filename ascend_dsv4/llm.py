@@ -19,20 +19,21 @@ from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine, Output
 from ascend_dsv4.engine.request import FinishReason, Logprobs, Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
-from ascend_dsv4.engram.opening import open_store
+from ascend_dsv4.engram.opening import open_store, planned_format
 from ascend_dsv4.engram.rows import FORMATS, RowFormat
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
-from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
+from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, draft_caches, plan_caches
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.decoder import ForwardConfig
+from ascend_dsv4.model.dspark import draft_forward
 from ascend_dsv4.model.inventory import inventory, optional_aliases
 from ascend_dsv4.model.loader import WeightLoader, as_stored, resident_bytes
 from ascend_dsv4.model.vision_weights import vision_weights
-from ascend_dsv4.model.weight_trees import model_weights, mtp_weights
+from ascend_dsv4.model.weight_trees import dspark_weights, model_weights, mtp_weights
 from ascend_dsv4.model.weights import ModelWeights
 from ascend_dsv4.runner.batch import PlacedRows
-from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
+from ascend_dsv4.runner.graphs import ModelGraphs, trace_dspark, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
 from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder, place_images, vision_graphs
 from ascend_dsv4.spec_decode.drafter import Drafter
@@ -383,16 +384,23 @@ def forward_config(config: ModelConfig, engine: EngineConfig, engram_format: Row
 
 def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:
     """The graphs of a model without its weights, for printing and planning."""
-    params = model_weights(config, engine.weights)
-    return trace_model(config, forward_config(config, engine), params, plan_caches(config, engine))
+    params, forward = model_weights(config, engine.weights), forward_config(config, engine, planned_format(config, engine))
+    return trace_model(config, forward, params, plan_caches(config, engine))
 
 
-def draft_graph(config: ModelConfig, engine: EngineConfig) -> Graph | None:
-    """The graph of the MTP stage without its weights; None for a model that has none."""
-    if config.draft_method != "mtp":
-        return None
-    params, plan = mtp_weights(config, engine.weights), plan_caches(config, engine)
-    return trace_mtp(config, forward_config(config, engine), params, plan, draft_cache(config, engine))
+def draft_graphs(config: ModelConfig, engine: EngineConfig) -> tuple[Graph, ...]:
+    """The graphs of the draft stages without their weights; none for a model whose stages this version does not run."""
+    if config.draft_method is None or config.mla is not None:
+        return ()
+    plan = plan_caches(config, engine)
+    if config.dspark is None:
+        mtp = mtp_weights(config, engine.weights)
+        return (trace_mtp(config, forward_config(config, engine), mtp, plan, draft_cache(config, engine)),)
+    forward_config(config, engine)  # refuses what the backbone cannot store either
+    forward = draft_forward(config, engine.dtype, engine.cache_rounding)
+    params = dspark_weights(config, engine.weights)
+    graphs = trace_dspark(config, forward, params, plan, draft_caches(config, engine))
+    return (graphs.context, graphs.block, graphs.markov)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

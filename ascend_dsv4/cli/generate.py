@@ -229,11 +229,10 @@ def _prompts(args: argparse.Namespace) -> list[Prompt]:
 
 def _dump_graphs(model: Path, engine: EngineConfig, target: str, *, as_json: bool) -> int:
     from ascend_dsv4.graph import format_graph
-    from ascend_dsv4.llm import draft_graph, model_graphs
+    from ascend_dsv4.llm import draft_graphs, model_graphs
 
     config = ModelConfig.from_file(model)
-    draft = draft_graph(config, engine)
-    graphs = [*model_graphs(config, engine).all(), *([draft] if draft else [])]
+    graphs = [*model_graphs(config, engine).all(), *draft_graphs(config, engine)]
     if as_json:
         content = [{**dataclasses.asdict(graph), "weight_bytes": graph.weight_bytes()} for graph in graphs]
         text = json.dumps({"graphs": content}, indent=1, default=repr)
