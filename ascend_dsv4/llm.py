@@ -24,20 +24,23 @@ from ascend_dsv4.engram.rows import FORMATS, RowFormat
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
-from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.decoder import ForwardConfig
 from ascend_dsv4.model.inventory import inventory, optional_aliases
 from ascend_dsv4.model.loader import WeightLoader, as_stored, resident_bytes
 from ascend_dsv4.model.weight_trees import model_weights, mtp_weights
 from ascend_dsv4.model.weights import ModelWeights
-from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
+from ascend_dsv4.spec_decode.drafter import Drafter
+from ascend_dsv4.spec_decode.ngram import NgramDrafter
+from ascend_dsv4.spec_decode.stages import Drafts, DraftStages
 from ascend_dsv4.tokenizer.completion import CompletionText
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+STAGED = ("mtp", "dspark")
+"""Drafters that are stages of the checkpoint."""
 _PROMPT_ONLY = SamplingParams(max_tokens=0)
 
 
@@ -106,14 +109,16 @@ class LLM:
         self._forward = forward_config(self.config, self.engine_config, row_format)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
-        _check_memory(resident_bytes(params), plan, self.backend.memory()[1])
-        self.graphs = trace_model(self.config, self._forward, params, plan)
         self._loader = WeightLoader(checkpoint, self.backend.parameter)
+        self._stages = DraftStages(self.config, self.engine_config, self._loader)
+        if self.engine_config.speculative in STAGED:
+            self._stages.check(self.engine_config.speculative)
+        self._check_memory(params, plan)
+        self.graphs = trace_model(self.config, self._forward, params, plan)
         with _progress_bar(self._loader.stored_bytes(params), show=progress) as advance:
             loaded = self._loader.load(params, advance)
         self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend, memory)
-        self.engine = Engine(self.config, self.engine_config, self.runner)
-        self._has_mtp = False
+        self.engine = Engine(self.config, self.engine_config, self.runner, drafter=self._drafter())
         self._texts: dict[Request, CompletionText] = {}
         """Of requests under way, whoever makes the steps."""
 
@@ -208,54 +213,45 @@ class LLM:
             engine.step()
         return modules.result()
 
-    def draft(self, token_ids: Sequence[int], method: str) -> tuple[np.ndarray, np.ndarray, None]:
-        """Draft with the checkpoint's MTP stage: (ids [n − 1] int32, logits [n − 1, vocab_size] float32, no confidence).
+    def draft(self, token_ids: Sequence[int], method: str) -> Drafts:
+        """Draft greedily with the checkpoint's own stages behind `token_ids`: (ids, logits, confidences or None).
 
-        Row t is drafted from the backbone's state at t and token t + 1, and stands for token t + 2; the last row is the
-        draft that follows `token_ids`. Raises UnsupportedError if the model has no such stage, RequestError while a stream
-        is open.
+        The last id is one that was drawn and is not processed yet.
+
+        "mtp"      ids [n − 1] int32, logits [n − 1, vocab_size] float32: row t is drafted from the backbone's state at t and
+                   token t + 1, and stands for token t + 2; the last row follows `token_ids`
+        "dspark"   ids [block_size], logits [block_size, vocab_size], confidences [block_size]: the tokens that follow
+                   `token_ids`; a confidence is the logit of the chance of being accepted if those before are
+
+        Raises UnsupportedError if the model has no such stages, RequestError while a stream is open.
         """
-        self._prepare_draft(method)
+        self._stages.check(method)
         self._check_idle("draft")
-        token_ids = self.engine.check_prompt(token_ids)
-        if len(token_ids) < 2:
-            raise RequestError(
-                f"draft: got {len(token_ids)} token, expected at least 2: the stage reads a processed token and the one after "
-                "it. Append the token that was generated last."
-            )
-        manager = CacheManager(self.runner.plan)
-        manager.admit(0, len(token_ids))
-        rows = []
-        for start in range(0, len(token_ids) - 1, self.engine_config.max_num_batched_tokens):
-            end = min(start + self.engine_config.max_num_batched_tokens, len(token_ids) - 1)
-            manager.begin_step(0, start, end)
-            chunk = StepRequest(0, start, token_ids[start:end], logits_from=start)
-            rows.append(self.backend.to_host(self.runner.run_mtp(chunk, token_ids[start + 1 : end + 1], manager)))
-            manager.commit(0, end)
-        logits = np.concatenate(rows)
-        return logits.argmax(-1).astype(np.int32), logits, None
+        return self._stages.draft(self.runner, self._forward, self.engine.check_prompt(token_ids))
 
     def _resident(self, checkpoint: Checkpoint, params: ModelWeights) -> ModelWeights:
         """What is kept in memory: for "released", whatever the files hold."""
         return as_stored(checkpoint, params) if self.engine_config.weights == "released" else params
 
-    def _prepare_draft(self, method: str) -> None:
-        if method != "mtp" or self.config.draft_method != "mtp":
-            raise UnsupportedError(
-                f"draft method {method!r}: this checkpoint carries {self.config.draft_method or 'no'} draft stages, and this "
-                "version runs 'mtp' only. DSpark weights are recognised and validated; running them is not built yet."
+    def _check_memory(self, params: ModelWeights, plan: CachePlan) -> None:
+        """Raises CapacityError if weights and caches do not fit, those of draft stages that the options want included."""
+        total = self.backend.memory()[1]
+        weight_bytes, cache_bytes = resident_bytes(params), plan.total_bytes
+        if self.engine_config.speculative in STAGED:
+            weight_bytes, draft_bytes = self._stages.num_bytes(params, plan.num_blocks)
+            cache_bytes += draft_bytes
+        if total and weight_bytes + cache_bytes > total:
+            raise CapacityError(
+                f"{weight_bytes:,} B of weights and {cache_bytes:,} B of caches do not fit into {total:,} B of memory. "
+                "Lower max_model_len, max_num_seqs or max_total_tokens, or use a smaller cache format; "
+                "`ascend-dsv4 check --model` prints where the memory goes."
             )
-        if not self._loader.has_draft:
-            raise UnsupportedError(
-                "draft method 'mtp': config.json names an MTP stage but the files hold no mtp.* tensors (transformers drops "
-                "them when it saves). Use the published checkpoint to draft."
-            )
-        if not self._has_mtp:
-            params = mtp_weights(self.config, self.engine_config.weights)
-            loaded = self._loader.load(params, lambda _: None)
-            cache = draft_cache(self.config, self.engine_config)
-            self.runner.attach_mtp(trace_mtp(self.config, self._forward, params, self.runner.plan, cache), loaded)
-            self._has_mtp = True
+
+    def _drafter(self) -> Drafter | None:
+        """What the options want to draft with."""
+        if self.engine_config.speculative in STAGED:
+            return self._stages.attach(self.runner, self._forward)
+        return NgramDrafter() if self.engine_config.speculative == "ngram" else None
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -304,11 +300,14 @@ class LLM:
 
     def _extend(self, output: Output) -> None:
         """Append a step's tokens to their text; a stop text ends the request."""
-        if (text := self._texts.get(output.request)) is not None:
+        request, text = output.request, self._texts.get(output.request)
+        if text is not None and not text.has_stopped:
             text.push(output.token_ids)
             if text.has_stopped:
-                self.engine.finish(output.request, "stop")
-                output.request.finish_reason = "stop"  # also if the very token that completed it was the last one allowed
+                self.engine.finish(request, "stop")
+                request.finish_reason = "stop"  # also if the very token that completed it was the last one allowed
+                # Tokens may have come together with it.
+                del request.output_ids[text.num_tokens :], request.logprobs[text.num_tokens :]
 
     def _output(self, request: Request, text: CompletionText | None) -> RequestOutput:
         assert request.finish_reason is not None
@@ -360,16 +359,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
 def _no_images(images: None) -> None:
     if images is not None:
         raise UnsupportedError("images: this model has no vision tower; leave images=None")
-
-
-def _check_memory(weight_bytes: int, plan: CachePlan, total: int) -> None:
-    needed = weight_bytes + plan.total_bytes
-    if total and needed > total:
-        raise CapacityError(
-            f"{weight_bytes:,} B of weights and {plan.total_bytes:,} B of caches do not fit into {total:,} B of memory. "
-            "Lower max_model_len, max_num_seqs or max_total_tokens, or use a smaller cache format; "
-            "`ascend-dsv4 check --model` prints where the memory goes."
-        )
 
 
 @contextmanager

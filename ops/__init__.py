@@ -33,6 +33,7 @@ OP_NAMES = (
     "mla_attention",
     "moe_combine",
     "moe_dispatch",
+    "place_rows",
     "pool_kv",
     "rms_norm",
     "rope",

@@ -15,6 +15,9 @@ _MAX_TOKENS: Final = 1 << 40  # of all sequences together
 # Every cache block holds whole entries of every compression ratio, and the widest entry covers this many tokens.
 BLOCK_MULTIPLE: Final = 128
 
+MAX_DRAFTS: Final = 16
+_DEFAULT_DRAFTS: Final[Mapping[str, int]] = {"mtp": 1, "dspark": 5, "ngram": 4}
+
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig(Options):
@@ -73,10 +76,30 @@ class EngineConfig(Options):
     )
     engram_cache_rows: int = integer(1 << 16, 1, 1 << 32, "rows per table that the disk tier keeps in memory")
     seed: int = integer(0, 0, (1 << 63) - 1, "seed of sampling for requests that bring none")
+    speculative: Literal["none", "mtp", "dspark", "ngram"] = choice(
+        "none",
+        "draft tokens ahead and check several in one step, which changes no output: mtp and dspark run the checkpoint's "
+        "draft stages, ngram looks up how the text went on before",
+    )
+    num_speculative_tokens: int | None = integer(
+        None,
+        1,
+        MAX_DRAFTS,
+        "tokens drafted ahead at most, if speculative is on",
+        unset=", ".join(f"{count} for {method}" for method, count in _DEFAULT_DRAFTS.items()),
+        because="more are hardly ever accepted, and every one costs rows of a step and of the caches",
+    )
+
+    @property
+    def num_drafts(self) -> int:
+        """Tokens drafted ahead at most; 0 without speculation."""
+        if self.speculative == "none":
+            return 0
+        return self.num_speculative_tokens or _DEFAULT_DRAFTS[self.speculative]
 
     @classmethod
     def check_together(cls, values: Mapping[str, Any], sound: set[str], problems: Problems) -> None:
-        """Packed caches hold rounded codes, and the caches hold at least one sequence of full length."""
+        """Packed caches hold rounded codes, the caches hold at least one sequence of full length, a step its drafts."""
         if values["kv_cache"] == "packed" and values["cache_rounding"] == "off":
             problems.add(
                 "cache_rounding",
@@ -89,3 +112,10 @@ class EngineConfig(Options):
         if {"max_model_len", "max_total_tokens"} <= sound and longest is not None and held is not None and held < longest:
             expected, because = f"at least max_model_len, {longest}", "one sequence of full length must fit"
             problems.add("max_total_tokens", held, expected, because, "Raise it or lower max_model_len.")
+        method, budget = values["speculative"], values["max_num_batched_tokens"]
+        if {"speculative", "num_speculative_tokens", "max_num_batched_tokens"} <= sound and method != "none":
+            rows = 1 + (values["num_speculative_tokens"] or _DEFAULT_DRAFTS[method])
+            if budget < 2 * rows:
+                expected = f"at least {2 * rows}, twice the {rows} rows of a token and its drafts"
+                because = "a request checks all its drafts in one step, beside the prompts of others"
+                problems.add("max_num_batched_tokens", budget, expected, because, "Raise it or lower num_speculative_tokens.")

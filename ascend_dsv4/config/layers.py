@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from ascend_dsv4.config.model_config import ModelConfig
@@ -73,6 +73,12 @@ def draft_layer(config: ModelConfig) -> LayerSpec:
     if config.mla is not None:
         return LayerSpec("mla_moe", 1, "moe")
     return LayerSpec("sliding", 0, "moe", reads_embedding=config.hc_delayed)
+
+
+def draft_stages(config: ModelConfig) -> tuple[LayerSpec, ...]:
+    """The layers of a drafter whose stages follow each other."""
+    first = draft_layer(config)
+    return (first, *(replace(first, reads_embedding=False),) * (config.num_draft_stages - 1))
 
 
 def compressor_roles(ratio: int) -> int:

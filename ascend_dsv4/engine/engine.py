@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,20 +19,23 @@ from ascend_dsv4.engine.logit_changes import logit_changes
 from ascend_dsv4.engine.request import FinishReason, Logprobs, Request, check_prompt
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.engine.scheduler import Scheduler
+from ascend_dsv4.engine.speculation import Speculation, accepted
 from ascend_dsv4.engine.stats import EngineStats
 from ascend_dsv4.errors import RequestError
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
-from ascend_dsv4.runner.runner import LayerTap, ModelRunner
-from ascend_dsv4.runner.sampler import sample
+from ascend_dsv4.runner.runner import Forward, LayerTap, ModelRunner
+from ascend_dsv4.runner.sampler import adjusted, sample
+from ascend_dsv4.spec_decode.drafter import Drafter
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a step did for one request: new tokens, its end, or both."""
+    """What a step did for one request: a new token, its end, or both. Tokens that came together have an output each."""
 
     request: Request
     token_ids: tuple[int, ...]
+    """One, or none."""
     logprobs: tuple[Logprobs, ...]
     """One per token, if asked for; else empty."""
     finish_reason: FinishReason | None
@@ -41,11 +44,16 @@ class Output:
 class Engine:
     """Requests in, tokens out. One thread at a time; `make_request` may be called from any.
 
-    `clock` gives seconds; deadlines are read on it.
+    `clock` gives seconds; deadlines are read on it. `drafter` is there if the options want speculation.
     """
 
     def __init__(
-        self, config: ModelConfig, engine: EngineConfig, runner: ModelRunner, clock: Callable[[], float] = time.monotonic
+        self,
+        config: ModelConfig,
+        engine: EngineConfig,
+        runner: ModelRunner,
+        clock: Callable[[], float] = time.monotonic,
+        drafter: Drafter | None = None,
     ) -> None:
         self.config = config
         self.engine = engine
@@ -57,6 +65,7 @@ class Engine:
         """What no step has returned yet; kept here so that a step that fails loses nothing."""
         self.manager = CacheManager(runner.plan)
         self.scheduler = Scheduler(self.manager, engine.max_num_seqs, engine.max_num_batched_tokens, self.stats)
+        self._speculation = None if drafter is None else Speculation(drafter, engine.num_drafts, self.stats)
 
     @property
     def has_work(self) -> bool:
@@ -129,8 +138,8 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan:
             return self._take_outputs()
-        logits = self.runner.run([step for _, step in plan], self.manager, tap)
-        drawn = self._read_logits(plan, logits)
+        forward = self.runner.run([step for _, step in plan], self.manager, tap)
+        drawn = self._read_logits(plan, forward.logits)
         self.stats.num_steps += 1
         for request, step in plan:
             prefilled = max(request.num_prefilled, min(step.end, len(request.prompt_ids)))
@@ -138,17 +147,35 @@ class Engine:
             request.num_prefilled = prefilled
             if request.finish_reason is None:
                 request.finish_reason = _ending(request)
-            self.scheduler.commit(request, len(step.token_ids))
             if request in drawn or request.is_finished:
-                self._outputs.append(_output(request, 1 if request in drawn else 0))
-        self.stats.num_output_tokens += len(drawn)
+                self._outputs += _outputs(request, drawn.get(request, 0))
+        self.stats.num_output_tokens += sum(drawn.values())
+        self._commit(plan, forward, drawn)
         return self._take_outputs()
+
+    def _commit(self, plan: list[tuple[Request, StepRequest]], forward: Forward, drawn: dict[Request, int]) -> None:
+        """Make the rows of a step final, but for those of rejected drafts; `drawn` are new tokens by request."""
+        # A token of a draft and its row are final together, so the last new token is the one without a row.
+        counts = [len(step.token_ids) - step.num_drafts + max(drawn.get(request, 0) - 1, 0) for request, step in plan]
+        if self._speculation is not None:
+            self._speculation.observe(forward, plan, counts, self.manager)
+        for (request, _), count in zip(plan, counts, strict=True):
+            self.scheduler.commit(request, count)
+            if request.is_finished:
+                self._forget(request)
+        if self._speculation is not None:
+            self._speculation.propose(list(drawn), self.manager, self._sample)
+
+    def _forget(self, request: Request) -> None:
+        if self._speculation is not None:
+            self._speculation.forget(request)
 
     def finish(self, request: Request, reason: FinishReason = "abort", error: str | None = None) -> None:
         """End a request, wherever it is; what it held is free at once. Does nothing for a finished one."""
         if not request.is_finished:
             request.finish_reason, request.error = reason, error
             self.scheduler.remove(request)
+            self._forget(request)
 
     def reset(self, reason: FinishReason = "abort", error: str | None = None) -> list[Output]:
         """End every request, and start with new block tables: the old ones may be half written after a step that failed."""
@@ -157,7 +184,8 @@ class Engine:
         self.scheduler = Scheduler(self.manager, self.engine.max_num_seqs, self.engine.max_num_batched_tokens, self.stats)
         for request in requests:
             request.finish_reason, request.error = request.finish_reason or reason, request.error or error
-        return self._take_outputs() + [_output(request, 0) for request in requests]
+            self._forget(request)
+        return self._take_outputs() + [output for request in requests for output in _outputs(request, 0)]
 
     def check_prompt(self, prompt: Iterable[Any]) -> tuple[int, ...]:
         """The ids of a prompt. Raises RequestError if the model cannot process them."""
@@ -173,29 +201,29 @@ class Engine:
                 f"the request's deadline passed after {len(request.output_ids)} tokens. Allow more time, ask for fewer tokens, "
                 "or come back when fewer requests are under way.",
             )  # fmt: skip
-            self._outputs.append(_output(request, 0))
+            self._outputs += _outputs(request, 0)
 
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []
         return outputs
 
-    def _read_logits(self, plan: list[tuple[Request, StepRequest]], logits: Tensor) -> set[Request]:
-        """Score prompts that want it, and draw a token for every request whose known tokens are all processed.
+    def _read_logits(self, plan: list[tuple[Request, StepRequest]], logits: Tensor) -> dict[Request, int]:
+        """Score prompts that want it, and draw tokens for every request whose known tokens are all processed.
 
-        Returns the requests that have a new token.
+        Returns the number of new tokens of each request that has any.
         """
         rows: list[int] = []
-        drawing: list[Request] = []
+        drawing: list[tuple[Request, int]] = []
         start = 0
         for request, step in plan:
             count = step.num_logits
             if request.is_scored and step.start < len(request.prompt_ids):
                 self._score(request, step, logits[start : start + count])
-            if request.max_tokens and step.end == request.num_tokens:
-                rows.append(start + count - 1)
-                drawing.append(request)
+            if request.max_tokens and step.end - step.num_drafts == request.num_tokens:
+                rows += range(start + count - 1 - step.num_drafts, start + count)
+                drawing.append((request, step.num_drafts))
             start += count
-        return self._draw(drawing, logits[rows]) if drawing else set()
+        return self._draw(drawing, logits[rows]) if drawing else {}
 
     def _score(self, request: Request, step: StepRequest, logits: Tensor) -> None:
         """Keep logits, or log-probabilities, of the prompt tokens of a step."""
@@ -212,32 +240,62 @@ class Engine:
         for row, follower in zip(rows, request.prompt_ids[first + 1 : step.end + 1], strict=False):
             request.prompt_logprobs.append(_logprobs(row, follower, count))
 
-    def _draw(self, drawing: list[Request], logits: Tensor) -> set[Request]:
-        ids = sample(
+    def _draw(self, drawing: list[tuple[Request, int]], logits: Tensor) -> dict[Request, int]:
+        """Draw for requests with so many drafts each: a row of logits for the last token and one behind each draft."""
+        requests: list[Request] = []
+        ahead: list[tuple[int, ...]] = []
+        for request, num_drafts in drawing:
+            ids = request.draft.ids if request.draft is not None else ()
+            requests += [request] * (num_drafts + 1)
+            ahead += [ids[:j] for j in range(num_drafts + 1)]
+        ids = self._sample(logits, requests, ahead).tolist()
+        drawn: dict[Request, int] = {}
+        first = 0
+        for request, num_drafts in drawing:
+            end = first + num_drafts + 1
+            targets = None
+            if num_drafts and request.num_whole_drafts:
+                changes = logit_changes(requests[first:end], self.config.vocab_size, ahead[first:end])
+                backend = self.runner.backend
+                targets = backend.to_host(adjusted(backend, logits[first:end], changes))
+            tokens = accepted(request, num_drafts, ids[first:end], targets)
+            if count := self._append(request, tokens, logits[first:end]):
+                drawn[request] = count
+            if num_drafts and self._speculation is not None:
+                self._speculation.record(request, num_drafts, min(count, len(tokens) - 1))
+            first = end
+        return drawn
+
+    def _sample(self, logits: Tensor, requests: Sequence[Request], ahead: Sequence[Sequence[int]]) -> np.ndarray:
+        """One id per row of logits, which follows the request's tokens and those in `ahead`; see `drafter.Draw`."""
+        return sample(
             self.runner.backend,
             logits,
-            [request.params for request in drawing],
-            [request.seed for request in drawing],
-            [request.num_tokens for request in drawing],
-            logit_changes(drawing, self.config.vocab_size),
+            [request.params for request in requests],
+            [request.seed for request in requests],
+            [request.num_tokens + len(ids) for request, ids in zip(requests, ahead, strict=True)],
+            logit_changes(requests, self.config.vocab_size, ahead),
         )
-        drawn = set()
-        for row, (request, token) in enumerate(zip(drawing, ids.tolist(), strict=True)):
+
+    def _append(self, request: Request, tokens: Sequence[int], logits: Tensor) -> int:
+        """Add new tokens to a request, up to one that ends it. Returns how many; -1 among them is an error."""
+        for j, token in enumerate(tokens):
             if token < 0:
                 request.finish_reason = "error"
                 request.error = (
                     f"the logits of position {request.num_tokens} hold a NaN or an infinity, so no token can be drawn. "
                     "Check the weights (`ascend-dsv4 check --model DIR --probe`)."
                 )
-                continue
-            drawn.add(request)
+                return j
             request.output_ids.append(token)
             request.output_counts[token] += 1
             if request.constraint is not None:
                 request.constraint.accept(token)
             if request.params.logprobs is not None:
-                request.logprobs.append(_logprobs(self.runner.backend.to_host(logits[row]), token, request.params.logprobs))
-        return drawn
+                request.logprobs.append(_logprobs(self.runner.backend.to_host(logits[j]), token, request.params.logprobs))
+            if token in request.end_ids:
+                return j + 1
+        return len(tokens)
 
 
 def _ending(request: Request) -> FinishReason | None:
@@ -251,10 +309,20 @@ def _ending(request: Request) -> FinishReason | None:
     return "length" if len(request.output_ids) >= request.max_tokens else None
 
 
-def _output(request: Request, num_tokens: int) -> Output:
-    """The last `num_tokens` tokens of a request, and its end if it has ended."""
-    first = len(request.output_ids) - num_tokens
-    return Output(request, tuple(request.output_ids[first:]), tuple(request.logprobs[first:]), request.finish_reason)
+def _outputs(request: Request, num_tokens: int) -> list[Output]:
+    """The last `num_tokens` tokens of a request one by one, the last of them with its end if it has ended."""
+    total = len(request.output_ids)
+    if num_tokens == 0:
+        return [Output(request, (), (), request.finish_reason)]
+    return [
+        Output(
+            request,
+            (request.output_ids[i],),
+            tuple(request.logprobs[i : i + 1]),
+            request.finish_reason if i + 1 == total else None,
+        )
+        for i in range(total - num_tokens, total)
+    ]
 
 
 def _best(values: np.ndarray, count: int) -> list[int]:

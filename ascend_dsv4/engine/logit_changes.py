@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,13 +12,20 @@ from ascend_dsv4.engine.request import Request
 from ascend_dsv4.runner.sampler import LogitChanges
 
 
-def logit_changes(requests: Sequence[Request], vocab_size: int) -> LogitChanges | None:
-    """What these requests, one per row of logits, change before the draw; None if nothing."""
+def logit_changes(
+    requests: Sequence[Request], vocab_size: int, ahead: Sequence[Sequence[int]] | None = None
+) -> LogitChanges | None:
+    """What these requests, one per row of logits, change before the draw; None if nothing.
+
+    ahead   per row, tokens that count as drawn already; none for a request with a constraint, which knows its output only
+    """
     if all(_is_plain(request) for request in requests):
         return None
     allowed = np.full((len(requests), -(-vocab_size // 32)), -1, np.int32)
     is_masked = [request.constraint is not None and request.constraint.fill(allowed[i]) for i, request in enumerate(requests)]
-    parts = [(i, *part) for i, request in enumerate(requests) if (part := _of_request(request)) is not None]
+    drawn = [()] * len(requests) if ahead is None else ahead
+    pairs = enumerate(zip(requests, drawn, strict=True))
+    parts = [(i, *part) for i, (request, ids) in pairs if (part := _of_request(request, ids)) is not None]
     if not parts and not any(is_masked):
         return None
     return LogitChanges(
@@ -36,21 +44,22 @@ def _is_plain(request: Request) -> bool:
     return not (any(penalties) or params.logit_bias or params.min_tokens or request.constraint is not None)
 
 
-def _of_request(request: Request) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _of_request(request: Request, ahead: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """Token ids (ascending), the factor against repetition and the bias of each; None if nothing changes."""
     params = request.params
+    counts = request.output_counts + Counter(ahead) if ahead else request.output_counts
     bias = {int(token): float(value) for token, value in params.logit_bias.items()}
     if params.presence_penalty or params.frequency_penalty:
-        for token, count in request.output_counts.items():
+        for token, count in counts.items():
             bias[token] = bias.get(token, 0.0) - params.presence_penalty - params.frequency_penalty * count
     # A grammar that has come to its end allows an end token and nothing else, so it overrides min_tokens.
-    if len(request.output_ids) < params.min_tokens and request.constraint is None:
+    if len(request.output_ids) + len(ahead) < params.min_tokens and request.constraint is None:
         bias |= dict.fromkeys(request.end_ids, -np.inf)
     seen = np.zeros(0, np.int32)
     if params.repetition_penalty != 1:
         if request.prompt_set is None:
             request.prompt_set = np.unique(np.asarray(request.prompt_ids, np.int32))
-        seen = np.union1d(request.prompt_set, np.fromiter(request.output_counts, np.int32))
+        seen = np.union1d(request.prompt_set, np.fromiter(counts, np.int32))
     if not bias and not len(seen):
         return None
     biased = np.fromiter(sorted(bias), np.int32, len(bias))

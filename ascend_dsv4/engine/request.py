@@ -15,6 +15,9 @@ from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.engine.constraint import TokenConstraint
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import RequestError
+from ascend_dsv4.runner.batch import PlacedRows
+from ascend_dsv4.spec_decode.draft import Draft
+from ascend_dsv4.spec_decode.pace import Pace
 
 FinishReason = Literal["stop", "length", "abort", "timeout", "error"]
 """An end token or text; max_tokens or max_model_len; given up by whoever asked; its deadline; see `Request.error`."""
@@ -74,12 +77,18 @@ class Request:
     """Tokens of one step at most; None leaves it to the scheduler."""
     keep_logits: bool = False
     """Whether logits of every processed token are kept."""
+    images: tuple[PlacedRows, ...] = ()
+    """What stands in the place of the prompt's image tokens."""
     num_computed: int = 0
     """Tokens whose keys are in the caches; back to 0 when preempted."""
     num_prefilled: int = 0
     """Prompt tokens processed at least once; their logits are not asked for again after preemption."""
     last_step: int = -1
     """Number of the step that last processed a token of this request, or after which it was admitted."""
+    draft: Draft | None = None
+    """Guesses for the tokens after the last one, for the next step to verify."""
+    pace: Pace | None = None
+    """Whether drafting pays; made with the first draft."""
     output_ids: list[int] = field(default_factory=list)
     output_counts: Counter[int] = field(default_factory=Counter)
     prompt_set: np.ndarray | None = None
@@ -96,6 +105,11 @@ class Request:
     @property
     def num_tokens(self) -> int:
         return len(self.prompt_ids) + len(self.output_ids)
+
+    @property
+    def num_whole_drafts(self) -> int:
+        """Drafts that a step has to take all or none of; see `Draft.probs`."""
+        return 0 if self.draft is None or self.draft.probs is None else len(self.draft.ids)
 
     @property
     def is_finished(self) -> bool:

@@ -25,7 +25,26 @@ def _prefill_count(request: Request, budget: int) -> int:
     """Tokens of a prefill that fit into a step."""
     # A row of logits is as wide as the vocabulary: requests that want one per token get them in smaller steps.
     limit = MAX_SCORED_TOKENS if request.is_scored else budget
-    return min(request.num_tokens - request.num_computed, budget, limit, request.chunk_size or budget)
+    # Drafts that survived a preemption and must be verified whole follow the last token in a step of its own.
+    left = request.num_tokens - request.num_computed - (1 if request.num_whole_drafts else 0)
+    return min(left, budget, limit, request.chunk_size or budget)
+
+
+def _share_decodes(decodes: list[Request], room: int) -> dict[Request, int]:
+    """Rows of these decodes, in this order: one each and drafts that must not be shortened; then other drafts."""
+    counts: dict[Request, int] = {}
+    for request in decodes:
+        count = 1 + request.num_whole_drafts
+        if count > room:
+            break
+        counts[request] = count
+        room -= count
+    for request in counts:
+        if request.draft is not None and not request.num_whole_drafts:
+            count = min(len(request.draft.ids), room)
+            counts[request] += count
+            room -= count
+    return counts
 
 
 class Scheduler:
@@ -58,14 +77,29 @@ class Scheduler:
             num_seen += 1
             start = request.num_computed
             end = start + counts.get(request, 0)
+            may_shorten = end > request.num_tokens and not request.num_whole_drafts
+            if may_shorten and not self.manager.can_grow(request.request_id, end):
+                end = request.num_tokens  # nobody is preempted for a guess
             if end == start or not self._make_room(request, end):
                 continue
             self.manager.begin_step(request.request_id, start, end)
             request.last_step = self._num_steps
-            history = request.tokens(max(0, start - self.manager.plan.history), start)
-            chunk = StepRequest(request.request_id, start, request.tokens(start, end), request.logits_from, history)
-            step.append((request, chunk))
+            step.append((request, self.chunk(request, start, end)))
         return step
+
+    def chunk(self, request: Request, start: int, end: int) -> StepRequest:
+        """Positions start … end − 1 of a request, those beyond its tokens taken out of its draft."""
+        num_drafts = max(end - request.num_tokens, 0)
+        drafts = request.draft.ids[:num_drafts] if request.draft is not None else ()
+        return StepRequest(
+            request.request_id,
+            start,
+            [*request.tokens(start, end), *drafts],
+            request.logits_from,
+            num_drafts=num_drafts,
+            history=request.tokens(max(0, start - self.manager.plan.history), start),
+            images=request.images,
+        )
 
     def commit(self, request: Request, num_tokens: int) -> None:
         """`num_tokens` more tokens of the request are in the caches."""
@@ -83,18 +117,18 @@ class Scheduler:
             self.waiting.remove(request)
 
     def _share_budget(self) -> dict[Request, int]:
-        """Tokens of the step by request. Decodes come first, those served least recently before others, then prefills in
+        """Rows of the step by request. Decodes come first, those served least recently before others, then prefills in
         order of arrival."""
-        budget = self.max_num_batched_tokens
+        budget = room = self.max_num_batched_tokens
         prefills = [request for request in self.running if _is_prefill(request)]
         decodes = sorted((request for request in self.running if not _is_prefill(request)), key=lambda r: r.last_step)
         if prefills:
             kept = min(budget // PREFILL_SHARE, sum(_prefill_count(request, budget) for request in prefills))
             if budget < PREFILL_SHARE and len(decodes) >= budget and prefills[0].last_step <= decodes[0].last_step:
                 kept = 1  # too few to share: take turns
-            decodes = decodes[: budget - kept]
-        counts = dict.fromkeys(decodes[:budget], 1)
-        budget -= len(counts)
+            room -= kept
+        counts = _share_decodes(decodes, room)
+        budget -= sum(counts.values())
         for request in prefills:
             if budget > 0:
                 counts[request] = _prefill_count(request, budget)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ascend_dsv4.config.engine_config import MAX_DRAFTS
 
 
 @dataclass(slots=True)
@@ -17,3 +19,9 @@ class EngineStats:
     num_preemptions: int = 0
     num_dropped_tokens: int = 0
     """In the caches of preempted requests, to be recomputed."""
+    num_drafts: int = 0
+    """Times that drafts of a request were verified."""
+    num_draft_tokens: int = 0
+    num_accepted_tokens: int = 0
+    num_accepted_at: list[int] = field(default_factory=lambda: [0] * MAX_DRAFTS)
+    """How often the first, second, … draft was accepted."""

@@ -71,7 +71,6 @@ class _Prefetch:
 
     def __init__(self, ids: NDArray[np.int64], rows: Rows) -> None:
         self.ids, self.rows = ids, rows  # rows [layers, n, columns, row_bytes]
-        self.is_dropped = False
         self.futures: list[Future[None]] = []
         self.untaken = set(range(len(rows)))
 
@@ -79,7 +78,7 @@ class _Prefetch:
 class EngramStore:
     """The tables of one model, in the order of `hash.layer_ids`. Threads may share it. Closes the tiers it was given.
 
-    tables             a tier per Engram layer, all with rows of one length
+    tables             a tier per Engram layer, all of one `format` and `head_dim`, which the store repeats
     token_map          int32 [vocab_size], see `hashing.compressed_token_map`
     threads            prefetches that run at the same time
     max_pending        prefetches that are kept until taken; the oldest go first
@@ -100,7 +99,7 @@ class EngramStore:
         _check_tables(tables, hash)
         _check_token_map(token_map, hash)
         self.tables, self.hash, self.token_map = tuple(tables), hash, token_map
-        self.row_bytes = tables[0].row_bytes
+        self.format, self.head_dim, self.row_bytes = tables[0].format, tables[0].head_dim, tables[0].row_bytes
         self.metrics = EngramMetrics(tiers=[table.metrics for table in tables])
         self._max_pending, self._max_pending_bytes = max_pending, max_pending_bytes
         self._pending: OrderedDict[Hashable, _Prefetch] = OrderedDict()
@@ -173,7 +172,7 @@ class EngramStore:
             try:
                 job.futures[layer].result()
                 rows = job.rows[layer]
-            except CancelledError:  # another thread dropped it between the two lines above
+            except CancelledError:  # another thread dropped it meanwhile
                 rows = None
             except BaseException:
                 self.drop(key)
@@ -242,15 +241,12 @@ class EngramStore:
         self.tables[layer].read(ids[:, layer].reshape(-1), out.reshape(-1, self.row_bytes))
 
     def _fetch(self, job: _Prefetch, layer: int) -> None:
-        if job.is_dropped:
-            raise CancelledError
         self._read_layer(layer, job.ids, job.rows[layer])
 
     def _cancel(self, job: _Prefetch) -> int:
         """Under the lock, for a job out of `_pending`. Returns the bytes it held."""
-        job.is_dropped = True
         for future in job.futures:
-            future.cancel()
+            future.cancel()  # no effect on one that runs: it ends, and whoever waits for it gets its rows
         self.metrics.dropped += 1
         return job.rows.nbytes
 
@@ -267,10 +263,10 @@ def _check_tables(tables: Sequence[EngramTier], hash: EngramHash) -> None:
                 f"{table.name}: a table of {table.num_rows:,} rows, expected {num_rows:,} for layer {layer}, because its hash "
                 "columns have that many. Check that table and configuration belong to the same model."
             )
-        if table.row_bytes != tables[0].row_bytes:
+        if (table.format, table.head_dim) != (tables[0].format, tables[0].head_dim):
             raise CheckpointError(
-                f"{table.name}: rows of {table.row_bytes} bytes, expected {tables[0].row_bytes} as in {tables[0].name}, "
-                "because the layers share one format. Convert both tables to the same format."
+                f"{table.name}: rows of {table.head_dim} channels in {table.format}, expected {tables[0].head_dim} in "
+                f"{tables[0].format} as in {tables[0].name}, because the layers share one format. Convert both tables alike."
             )
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ascend_dsv4.engram.row_cache import RowCache
-from ascend_dsv4.engram.rows import SCALE_GROUP, RowFormat
+from ascend_dsv4.engram.rows import SCALE_GROUP, RowFormat, row_bytes
 from ascend_dsv4.engram.table_file import read_header, verify_block
 from ascend_dsv4.errors import CapacityError, CheckpointError
 from ascend_dsv4.model.checkpoint import Checkpoint
@@ -61,13 +61,14 @@ class DeviceTable(Protocol):
 class EngramTier(ABC):
     """Rows of one layer's table. Threads may read at the same time.
 
-    name       what errors and reports call it: the file, where there is one
-    num_rows   rows of the table
-    row_bytes  bytes of a row
+    name      what errors and reports call it: the file, where there is one
+    num_rows  rows of the table
+    format    how rows are packed, and head_dim, how many channels they have; row_bytes follows
     """
 
-    def __init__(self, name: str, num_rows: int, row_bytes: int) -> None:
-        self.name, self.num_rows, self.row_bytes = name, num_rows, row_bytes
+    def __init__(self, name: str, num_rows: int, format: RowFormat, head_dim: int) -> None:
+        self.name, self.num_rows, self.format, self.head_dim = name, num_rows, format, head_dim
+        self.row_bytes = row_bytes(format, head_dim)
         self.metrics = TierMetrics()
         self._counting = threading.Lock()
 
@@ -105,8 +106,9 @@ class EngramTier(ABC):
 class HostTable(EngramTier):
     """A table in memory: uint8 [num_rows, row_bytes], of this process or shared with others on the host."""
 
-    def __init__(self, rows: NDArray[np.uint8], name: str = "host table") -> None:
-        super().__init__(name, *rows.shape)
+    def __init__(self, rows: NDArray[np.uint8], format: RowFormat, head_dim: int, name: str = "host table") -> None:
+        super().__init__(name, len(rows), format, head_dim)
+        assert rows.shape == (self.num_rows, self.row_bytes) and rows.dtype == np.uint8
         self._rows: NDArray[np.uint8] | None = rows
         self._shared: shared_memory.SharedMemory | None = None
 
@@ -115,7 +117,7 @@ class HostTable(EngramTier):
         """Read a whole tier into memory of this process."""
         rows = np.empty((tier.num_rows, tier.row_bytes), dtype=np.uint8)
         _copy_rows(tier, rows)
-        return cls(rows, f"{tier.name} in memory")
+        return cls(rows, tier.format, tier.head_dim, f"{tier.name} in memory")
 
     @classmethod
     def share(cls, tier: EngramTier, shared_name: str) -> HostTable:
@@ -138,26 +140,26 @@ class HostTable(EngramTier):
                 f"to it, or remove {_SHARED_FOLDER / shared_name} if its owner is gone."
             ) from None
         whole = np.ndarray(size + _MARK_BYTES, dtype=np.uint8, buffer=shared.buf)
-        table = cls(whole[:size].reshape(tier.num_rows, tier.row_bytes), f"shared table {shared_name!r}")
+        rows = whole[:size].reshape(tier.num_rows, tier.row_bytes)
+        table = cls(rows, tier.format, tier.head_dim, f"shared table {shared_name!r}")
         table._shared = shared
         try:
-            assert table._rows is not None
-            _copy_rows(tier, table._rows)
+            _copy_rows(tier, rows)
         except BaseException:
-            del whole
+            del rows, whole
             table.close()
             raise
         whole[size : size + _MARK_BYTES].view("<u8")[0] = tier.num_rows  # last: who sees it sees every row
         return table
 
     @classmethod
-    def attach(cls, shared_name: str, num_rows: int, row_bytes: int) -> HostTable:
+    def attach(cls, shared_name: str, num_rows: int, format: RowFormat, head_dim: int) -> HostTable:
         """Open the table that another process shares; it cannot be written here.
 
         raises  CheckpointError if there is none, it is of another size, or its owner has not filled it yet
         """
         # Mapped directly: before Python 3.13 `SharedMemory` would remove the segment when this process ends.
-        size = num_rows * row_bytes
+        size = num_rows * row_bytes(format, head_dim)
         path = _SHARED_FOLDER / shared_name
         try:
             with path.open("rb") as file:
@@ -172,10 +174,10 @@ class HostTable(EngramTier):
         if found != size + _MARK_BYTES or whole[size:].view("<u8")[0] != num_rows:
             raise CheckpointError(
                 f"shared table {shared_name!r}: got {found:,} bytes, expected {size + _MARK_BYTES:,} and the mark of a filled "
-                f"table, because {num_rows:,} rows of {row_bytes} bytes are read from it. Wait until its owner has filled it, "
+                f"table, because {num_rows:,} rows in {format} are read from it. Wait until its owner has filled it, "
                 "and use the same model."
             )
-        return cls(whole[:size].reshape(num_rows, row_bytes), f"shared table {shared_name!r}")
+        return cls(whole[:size].reshape(num_rows, -1), format, head_dim, f"shared table {shared_name!r}")
 
     def close(self) -> None:
         self._rows = None
@@ -196,7 +198,7 @@ class MappedFile(EngramTier):
 
     def __init__(self, path: Path | str) -> None:
         self.header = read_header(path)
-        super().__init__(str(path), self.header.num_rows, self.header.row_bytes)
+        super().__init__(str(path), self.header.num_rows, self.header.format, self.header.head_dim)
         self._map, data = _map_random(Path(path))
         blocks = data[self.header.data_start :].reshape(self.header.num_blocks, self.header.block_bytes)
         self._blocks: NDArray[np.uint8] | None = blocks
@@ -233,7 +235,7 @@ class PreadFile(EngramTier):
 
     def __init__(self, path: Path | str, *, cache_rows: int = 1 << 16, threads: int = 4) -> None:
         self.header = read_header(path)
-        super().__init__(str(path), self.header.num_rows, self.header.row_bytes)
+        super().__init__(str(path), self.header.num_rows, self.header.format, self.header.head_dim)
         self._file = os.open(path, os.O_RDONLY)
         os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         self._is_verified = np.zeros(self.header.num_blocks, dtype=np.bool_)
@@ -310,10 +312,10 @@ class CheckpointTable(EngramTier):
         weight = f"layers.{layer}.engram.embed.weight"
         entry = checkpoint.entry(weight)
         names = [weight]
-        self.format: RowFormat = "bf16"
+        format: RowFormat = "bf16"
         if entry.dtype != "BF16":
             names.append(checkpoint.quantized_scale(weight))
-            self.format = "fp8"
+            format = "fp8"
             scales = checkpoint.entry(names[1])
             if entry.dtype != "F8_E4M3" or scales.shape != (entry.shape[0], entry.shape[1] // SCALE_GROUP):
                 raise CheckpointError(
@@ -321,15 +323,13 @@ class CheckpointTable(EngramTier):
                     f"expected F8_E4M3 with one E8M0 byte per {SCALE_GROUP} channels, because rows are packed from them. "
                     "Download the checkpoint again."
                 )
-        self.head_dim = entry.shape[1]
+        super().__init__(f"{checkpoint.place(weight)[0]} ({weight})", entry.shape[0], format, entry.shape[1])
         self._parts: list[tuple[mmap.mmap, int, NDArray[np.uint8]]] = []  # map, offset in it, [num_rows, bytes]
         for name in names:
             path, place = checkpoint.place(name)
             mapped, data = _map_random(path)
             array = data[place.offset : place.offset + place.num_bytes].reshape(entry.shape[0], -1)
             self._parts.append((mapped, place.offset, array))
-        row_bytes = sum(array.shape[1] for _, _, array in self._parts)
-        super().__init__(f"{checkpoint.place(weight)[0]} ({weight})", entry.shape[0], row_bytes)
 
     def close(self) -> None:
         maps = [mapped for mapped, _, _ in self._parts]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.layers import LayerSpec, compressor_roles, draft_layer, layer_specs
@@ -20,6 +20,8 @@ from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import CapacityError, ConfigError
 from ascend_dsv4.ops.spec import DTYPE_BYTES
 
+DSPARK_EXTRA_ROWS = 1
+"""The block drafter sees a whole window of final rows, where a token sees itself and one row less."""
 CACHE_DTYPES = {"float32": "float32", "bf16": "bfloat16", "packed": "uint8"}
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
@@ -74,13 +76,13 @@ def layer_caches(config: ModelConfig, engine: EngineConfig, spec: LayerSpec) -> 
     if spec.layer_type in ("csa", "hca", "full"):
         caches.append(paged("cmp_kv", group, block_rows, config.head_dim, grids.entries, rope_dim))
     if spec.layer_type in ("csa", "hca"):
-        caches.append(_state("cmp_state", spec.ratio, config.head_dim))
+        caches.append(_state("cmp_state", spec.ratio, config.head_dim, engine.num_drafts))
     if spec.layer_type in ("csa", "full") or (config.mla is not None and config.index_topk):
         caches.append(paged("idx_kv", group, block_rows, config.index_head_dim, grids.index, 0))
     if spec.layer_type == "csa":
-        caches.append(_state("idx_state", spec.ratio, config.index_head_dim))
+        caches.append(_state("idx_state", spec.ratio, config.index_head_dim, engine.num_drafts))
     if spec.layer_type == "full" and spec.ratio > 1:
-        caches.append(_state("pair_state", spec.ratio, config.head_dim))
+        caches.append(_state("pair_state", spec.ratio, config.head_dim, engine.num_drafts))
     return tuple(caches)
 
 
@@ -93,14 +95,20 @@ def borrowed_caches(spec: LayerSpec) -> tuple[str, ...]:
     return {"reindex": BORROWED, "reuse": BORROWED[:1]}.get(spec.layer_type, ())
 
 
-def _state(name: str, ratio: int, head_dim: int) -> CacheSpec:
+def _state(name: str, ratio: int, head_dim: int, num_drafts: int) -> CacheSpec:
     """Rows of projections an entry may still need: kv and gate of the open window, and of the overlapped one before it.
 
-    They suffice because a step reads the rows before it writes them and no token is ever taken back. Verifying n drafted
-    tokens needs n more rows, and a window that keeps n more.
+    They suffice because a step reads the rows before it writes them. The rows of n rejected drafts displace those of the n
+    oldest positions, which the true tokens may still need: so there are n more.
     """
     roles = compressor_roles(ratio)
-    return CacheSpec(name, "state", roles * ratio, (2, roles * head_dim), "float32")
+    return CacheSpec(name, "state", roles * ratio + num_drafts, (2, roles * head_dim), "float32")
+
+
+def draft_caches(config: ModelConfig, engine: EngineConfig) -> tuple[CacheSpec, ...]:
+    """One such cache per stage of the block drafter."""
+    cache = draft_cache(config, engine)
+    return tuple(replace(cache, name=f"{cache.name}{stage}") for stage in range(config.num_draft_stages))
 
 
 def draft_cache(config: ModelConfig, engine: EngineConfig) -> CacheSpec:
@@ -151,10 +159,16 @@ class CachePlan:
         return sum(self.num_blocks[cache.group] * cache.block_bytes for cache in self.caches())
 
 
+def _kept_rows(config: ModelConfig, engine: EngineConfig) -> int:
+    """Rows of a window cache that a sequence keeps."""
+    return config.sliding_window + (DSPARK_EXTRA_ROWS if engine.speculative == "dspark" else 0)
+
+
 def _window_blocks(config: ModelConfig, engine: EngineConfig, max_len: int) -> tuple[int, int]:
     """Blocks of the window group, and columns of a request's table."""
     block = engine.window_block_size
-    window_blocks = -(-config.sliding_window // block) + 2
+    # Rows of rejected drafts lie beyond the last token of a sequence until true ones overwrite them.
+    window_blocks = -(-(_kept_rows(config, engine) + engine.num_drafts) // block) + 2
     # Rows written in a step lie beside those it reads: a step's tokens need blocks on top of every sequence's window.
     pool = engine.max_num_seqs * window_blocks + engine.max_num_batched_tokens // block
     longest = -(-max_len // block)
@@ -199,7 +213,7 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
         table_columns=columns,
         block_size=engine.block_size,
         window_block_size=engine.window_block_size,
-        window=config.sliding_window,
+        window=_kept_rows(config, engine),
         max_model_len=max_len,
         history=config.engram.max_ngram_size - 1 if config.engram is not None else 0,
     )

@@ -84,6 +84,8 @@ def embed(
 ) -> tuple[Tensor, Tensors]:
     """The streams before the first layer."""
     rows = ops.embed(batch["input_ids"], w, hc_mult=cfg.hc_mult or 1, out_dtype=cfg.dtype)
+    if cfg.vision is not None:
+        rows = ops.place_rows(rows, batch["image_rows"], batch["image_at"])
     return rows if cfg.hc_mult else rows.reshape(-1, cfg.hidden_size), {}
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from ascend_dsv4.errors import CheckpointError
 from ascend_dsv4.graph.tree import leaves, map_leaves
 from ascend_dsv4.model.checkpoint import Checkpoint
-from ascend_dsv4.model.weights import Constant, HeadRows, ModelWeights, MtpWeights, Param, is_parameter
+from ascend_dsv4.model.vision_weights import VisionWeights
+from ascend_dsv4.model.weights import Constant, DSparkWeights, HeadRows, ModelWeights, MtpWeights, Param, is_parameter
 
 _RAW = {
     ("BF16", "bfloat16"), ("F32", "float32"), ("F8_E4M3", "float8_e4m3fn"), ("F8_E8M0", "uint8"), ("U8", "uint8"),
@@ -25,7 +26,7 @@ _BITS: dict[str, np.dtype[Any]] = {
 }
 """Resident dtype → numpy dtype of its stored bits."""
 
-Tree = TypeVar("Tree", ModelWeights, MtpWeights)
+Tree = TypeVar("Tree", ModelWeights, MtpWeights, DSparkWeights, VisionWeights)
 MakeParameter = Callable[[str, str, tuple[int, ...], np.ndarray], Any]
 """(name, dtype, shape, stored bits) → backend tensor."""
 
@@ -77,9 +78,10 @@ def as_stored(checkpoint: Checkpoint, params: Tree) -> Tree:
     return map_leaves(widen, params, is_parameter)  # type: ignore[no-any-return]
 
 
-def resident_bytes(params: ModelWeights | MtpWeights) -> int:
-    """Bytes of the tensors that `WeightLoader.load` makes."""
-    return sum(leaf.type.num_bytes() for leaf in set(leaves(params, lambda item: isinstance(item, Param)).values()))
+def resident_bytes(*trees: ModelWeights | MtpWeights | DSparkWeights) -> int:
+    """Bytes of the tensors that `WeightLoader.load` makes of these trees; what they share counts once."""
+    found = {leaf for tree in trees for leaf in leaves(tree, lambda item: isinstance(item, Param)).values()}
+    return sum(leaf.type.num_bytes() for leaf in found)
 
 
 def read_parameter(checkpoint: Checkpoint, param: Param) -> np.ndarray:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vision tower of DeepSeek V4.1 as plain functions, in the form of deepseek_v4.py, for one image per call.
+"""The vision tower of DeepSeek V4.1 as plain functions, in the form of decoder.py, for one image per call.
 
     streams = patch_embed(patches)                              [num_patches, hidden_size of the tower]
     per block:  streams = vision_block(streams)
@@ -25,9 +25,7 @@ from ascend_dsv4.ops.spec import TensorType
 NORM_EPS = 1e-6
 """Of every norm in the tower, whatever the text model's is."""
 
-Carry = tuple[Tensor, ...]
 Tensors = dict[str, Tensor]
-
 
 @dataclass(frozen=True, slots=True)
 class VisionForwardConfig:
@@ -36,10 +34,9 @@ class VisionForwardConfig:
     model: VisionConfig
     dtype: str
 
-
 def vision_tower(
-    ops: Any, cfg: VisionForwardConfig, w: VisionTowerWeights, streams: Tensor, carry: Carry, batch: Tensors, caches: Tensors
-) -> tuple[Tensor, Carry]:
+    ops: Any, cfg: VisionForwardConfig, w: VisionTowerWeights, streams: Tensor, carry: Tensors, batch: Tensors, caches: Tensors
+) -> tuple[Tensor, Tensors]:
     """Features of the patches of one image.
 
     streams  [num_patches, 3 · patch_size²] float32 in reading order; batch["cos"], batch["sin"] are their angles
@@ -48,12 +45,11 @@ def vision_tower(
     x = ops.linear_bias(streams, *w.patch_embed, out_dtype=cfg.dtype)
     for block in w.blocks:
         x = ops.vision_block(x, *block, batch["cos"], batch["sin"], num_heads=cfg.model.num_attention_heads, eps=NORM_EPS)
-    return ops.rms_norm(x, w.norm, eps=NORM_EPS), carry
-
+    return ops.rms_norm(x, w.norm, eps=NORM_EPS), {}
 
 def aligner(
-    ops: Any, cfg: VisionForwardConfig, w: AlignerWeights, streams: Tensor, carry: Carry, batch: Tensors, caches: Tensors
-) -> tuple[Tensor, Carry]:
+    ops: Any, cfg: VisionForwardConfig, w: AlignerWeights, streams: Tensor, carry: Tensors, batch: Tensors, caches: Tensors
+) -> tuple[Tensor, Tensors]:
     """Embeddings of the image tokens of one image, in reading order.
 
     streams  features [num_patches, hidden_size of the tower]; batch["patch_ids"] says which of them a token covers
@@ -61,8 +57,7 @@ def aligner(
     """
     merged = ops.merge_patches(streams, batch["patch_ids"])
     hidden = ops.gelu(ops.linear_bias(merged, *w.w1, out_dtype=cfg.dtype))
-    return ops.linear_bias(hidden, *w.w2, out_dtype=cfg.dtype), carry
-
+    return ops.linear_bias(hidden, *w.w2, out_dtype=cfg.dtype), {}
 
 def vision_tables(config: VisionConfig, vit_h: int, vit_w: int) -> dict[str, NDArray[Any]]:
     """What the functions above read from `batch` for an image of vit_h x vit_w patches.
@@ -82,13 +77,11 @@ def vision_tables(config: VisionConfig, vit_h: int, vit_w: int) -> dict[str, NDA
     blocks = ids.reshape(llm_h, ratio, llm_w, ratio).transpose(0, 2, 1, 3).reshape(llm_h * llm_w, ratio * ratio)
     return {"cos": np.cos(angles), "sin": np.sin(angles), "patch_ids": np.ascontiguousarray(blocks)}
 
-
 def tower_inputs(config: VisionConfig) -> tuple[TensorType, dict[str, TensorType]]:
     """Types of `streams` and `batch` of `vision_tower`."""
     half = config.hidden_size // config.num_attention_heads // 2
     table = TensorType(("num_patches", half), "float32")
     return TensorType(("num_patches", NUM_CHANNELS * config.patch_size**2), "float32"), {"cos": table, "sin": table}
-
 
 def aligner_inputs(cfg: VisionForwardConfig) -> tuple[TensorType, dict[str, TensorType]]:
     """Types of `streams` and `batch` of `aligner`."""

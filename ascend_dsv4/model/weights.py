@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from ascend_dsv4.config.layers import LayerSpec, compressor_roles, draft_layer, layer_specs
+from ascend_dsv4.config.layers import LayerSpec, compressor_roles, draft_layer, draft_stages, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.model.rotary import inv_freq
@@ -190,6 +190,22 @@ class MtpWeights:
     h_proj: Matrix
     layer: LayerWeights
     head: HeadWeights
+
+
+@dataclass(frozen=True, slots=True)
+class DSparkWeights:
+    """The block drafter; embedding and head are the backbone's."""
+
+    embed: Tensor
+    main_proj: Matrix
+    main_norm: Tensor
+    stages: tuple[LayerWeights, ...]
+    head: HeadWeights
+    markov_embed: Tensor
+    """[vocab_size, markov_rank], what the token before says about the next one; `markov_head` turns it into logits."""
+    markov_head: Matrix
+    confidence: Matrix
+    """[1, hidden_size + markov_rank]"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,6 +387,22 @@ class Builder:
             head=self.head("mtp.0."),
         )
 
+
+    def dspark(self) -> DSparkWeights:
+        c = self.config
+        assert c.dspark is not None
+        size, rank, last = c.hidden_size, c.dspark.markov_rank, c.num_draft_stages - 1
+        embed, head = ("embed", "head") if c.hc_delayed else ("markov_w1", "markov_w2")
+        return DSparkWeights(
+            embed=self.embedding("embed.weight"),
+            main_proj=self.matrix("mtp.0.main_proj", size, len(c.dspark.target_layer_ids) * size),
+            main_norm=self.vector("mtp.0.main_norm.weight", size),
+            stages=tuple(self.layer(f"mtp.{i}", spec) for i, spec in enumerate(draft_stages(c))),
+            head=self.head(f"mtp.{last}."),
+            markov_embed=self.vector(f"mtp.{last}.markov_head.{embed}.weight", c.vocab_size, rank),
+            markov_head=self.plain(f"mtp.{last}.markov_head.{head}", c.vocab_size, rank),
+            confidence=self.plain(f"mtp.{last}.confidence_head.proj", 1, size + rank),
+        )
 
     def model(self) -> ModelWeights:
         config = self.config

@@ -14,6 +14,21 @@ from ascend_dsv4.ops.spec import TensorType
 
 
 @dataclass(frozen=True, slots=True)
+class PlacedRows:
+    """Rows that stand in the place of token embeddings."""
+
+    start: int
+    """Position of the first one."""
+    rows: np.ndarray
+    """float32 [num_tokens, hidden_size]"""
+
+    @property
+    def end(self) -> int:
+        """Position after the last one."""
+        return self.start + len(self.rows)
+
+
+@dataclass(frozen=True, slots=True)
 class StepRequest:
     """Consecutive tokens of one request that a step processes."""
 
@@ -25,6 +40,10 @@ class StepRequest:
     """Position from which on logits are wanted; past the last token for none."""
     history: Sequence[int] = ()
     """The ids before the first token, as many as the plan's `history` or as there are."""
+    images: Sequence[PlacedRows] = ()
+    """Of the whole request, those outside the step too."""
+    num_drafts: int = 0
+    """How many tokens at the end are drafts, which may turn out wrong."""
 
     @property
     def end(self) -> int:
@@ -89,3 +108,21 @@ def build_batch(requests: Sequence[StepRequest], manager: CacheManager, bucket: 
     for ratio in manager.plan.ratios:
         batch[f"cmp{ratio}_table"] = np.stack([manager.entry_table(i, ratio) for i in ids])
     return batch
+
+
+def image_batch(requests: Sequence[StepRequest], hidden_size: int) -> dict[str, np.ndarray]:
+    """What images put in the place of token embeddings in a step.
+
+    image_rows   float32 [num_image_rows, hidden_size]
+    image_at     int32 [num_image_rows], the row of the step that each replaces
+    """
+    rows, at = [np.zeros((0, hidden_size), np.float32)], [np.zeros(0, np.int32)]
+    first = 0
+    for request in requests:
+        for image in request.images:
+            start, end = max(image.start, request.start), min(image.end, request.end)
+            if start < end:
+                rows.append(image.rows[start - image.start : end - image.start])
+                at.append(np.arange(start, end, dtype=np.int32) - request.start + first)
+        first += len(request.token_ids)
+    return {"image_rows": np.concatenate(rows), "image_at": np.concatenate(at)}

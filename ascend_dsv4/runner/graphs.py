@@ -15,8 +15,9 @@ from ascend_dsv4.graph.trace import ModelFunction, trace
 from ascend_dsv4.graph.tree import map_leaves
 from ascend_dsv4.kv_cache.layout import CachePlan, CacheSpec
 from ascend_dsv4.model.decoder import ForwardConfig, decoder_layer, embed, head, step_tables
+from ascend_dsv4.model.dspark import dspark_block, dspark_context, dspark_markov
 from ascend_dsv4.model.mtp import mtp_stage
-from ascend_dsv4.model.weights import ModelWeights, MtpWeights, is_parameter, rotary_tables
+from ascend_dsv4.model.weights import DSparkWeights, ModelWeights, MtpWeights, is_parameter, rotary_tables
 from ascend_dsv4.ops.spec import TensorType
 from ascend_dsv4.runner.batch import batch_types
 
@@ -48,6 +49,8 @@ class _Tracer:
             self._batch |= {f"engram{i}": rows for i in range(len(config.engram.layer_ids))}
         if config.image_token_id is not None:
             self._batch["is_image"] = TensorType(("num_tokens",), "int32")
+            self._batch["image_rows"] = TensorType(("num_image_rows", config.hidden_size), "float32")
+            self._batch["image_at"] = TensorType(("num_image_rows",), "int32")
         sizes = (config.hc_mult, config.hidden_size) if config.hc_mult else (config.hidden_size,)
         self.streams = TensorType(("num_tokens", *sizes), cfg.dtype)
         self._carry: dict[str, TensorType] = {}
@@ -64,6 +67,11 @@ class _Tracer:
         graph = self.graph("step_tables", step_tables, rotary, None)
         self._batch |= {name: value.type for name, value in graph.carry.items()}
         return graph
+
+    def expect(self, carry: dict[str, TensorType], batch: dict[str, TensorType]) -> None:
+        """Further inputs of the graphs traced from here on."""
+        self._carry |= carry
+        self._batch |= batch
 
     def add_to_carry(self, graph: Graph) -> None:
         """What a graph hands on is there for the graphs traced after it."""
@@ -89,3 +97,30 @@ def trace_mtp(config: ModelConfig, cfg: ForwardConfig, params: MtpWeights, plan:
     tracer = _Tracer(config, cfg, plan)
     tracer.tables(rotary_tables(config))
     return tracer.graph("mtp", mtp_stage, params, tracer.streams, (replace(cache, name="win_kv"),))
+
+
+@dataclass(frozen=True, slots=True)
+class DSparkGraphs:
+    """The three parts of the block drafter."""
+
+    context: Graph
+    block: Graph
+    markov: Graph
+
+
+def trace_dspark(
+    config: ModelConfig, cfg: ForwardConfig, params: DSparkWeights, plan: CachePlan, caches: tuple[CacheSpec, ...]
+) -> DSparkGraphs:
+    """Trace the block drafter; `caches` hold the window rows of its stages, draft_kv0, draft_kv1, …"""
+    assert config.dspark is not None
+    tracer = _Tracer(config, cfg, plan)
+    tracer.tables(rotary_tables(config))
+    row = TensorType(("num_tokens", config.hidden_size), cfg.dtype)
+    tracer.expect(
+        carry={f"tap{i}": row for i in range(len(config.dspark.target_layer_ids))},
+        batch={"block_ends": TensorType(("num_tokens",), "int32")},
+    )
+    context = tracer.graph("dspark_context", dspark_context, params, None, caches)
+    block = tracer.graph("dspark_block", dspark_block, params, None, caches)
+    tracer.expect(carry={"logits": TensorType(("num_tokens", config.vocab_size), "float32")}, batch={})
+    return DSparkGraphs(context, block, tracer.graph("dspark_markov", dspark_markov, params, row))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +18,26 @@ from ascend_dsv4.engram.hashing import ABSENT, DEAD
 from ascend_dsv4.engram.store import EngramStore
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.tree import leaves
-from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_cache
+from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_cache, draft_caches
 from ascend_dsv4.kv_cache.manager import CacheManager
-from ascend_dsv4.model.weights import ModelWeights, MtpWeights
-from ascend_dsv4.runner.batch import StepRequest, build_batch
-from ascend_dsv4.runner.graphs import ModelGraphs
+from ascend_dsv4.model.weights import DSparkWeights, ModelWeights, MtpWeights
+from ascend_dsv4.runner.batch import StepRequest, build_batch, image_batch
+from ascend_dsv4.runner.graphs import DSparkGraphs, ModelGraphs
 
 LayerTap = Callable[[int, Tensor], None]
 """Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forward:
+    """What a forward pass returns."""
+
+    logits: Tensor
+    """float32 [num_rows, vocab_size] of the rows the requests asked for, in order."""
+    streams: Tensor
+    """After the last layer, [num_tokens, hc_mult, hidden_size]; rows past the requests' tokens are padding."""
+    carry: dict[str, Tensor]
+    """What the layers handed on, inputs of the drafter ("tap0", "tap1", …) among it."""
 
 
 class ModelRunner:
@@ -49,6 +62,7 @@ class ModelRunner:
         self.memory = memory
         self.caches = [{cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers]
         self._mtp: Plan | None = None
+        self._dspark: list[Plan] = []
         self._compile(None)
 
     def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
@@ -81,15 +95,13 @@ class ModelRunner:
         twin._compile(observer)
         return twin
 
-    def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Tensor:
-        """Process a step. Returns float32 logits [num_rows, vocab_size] of the rows the requests asked for, in order."""
+    def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Forward:
+        """Process a step."""
         num_tokens = sum(len(request.token_ids) for request in requests)
-        return self.forward(self._batch(requests, manager), num_tokens, tap)[0]
+        return self.forward(self._batch(requests, manager), num_tokens, tap)
 
-    def forward(
-        self, batch: dict[str, Tensor], num_tokens: int, tap: LayerTap | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Logits, and the streams after the last layer, of a batch that is on the device and has its step tables.
+    def forward(self, batch: dict[str, Tensor], num_tokens: int, tap: LayerTap | None = None) -> Forward:
+        """Process a batch that is on the device and has its step tables.
 
         The first `num_tokens` rows are tokens, the others padding, which `tap` does not see.
         """
@@ -101,20 +113,25 @@ class ModelRunner:
             carry |= added
             if tap is not None:
                 tap(i + 1, streams[:num_tokens])
-        return self._head(streams, carry, batch)[0], streams
+        return Forward(self._head(streams, carry, batch)[0], streams, carry)
 
-    def _batch(self, requests: Sequence[StepRequest], manager: CacheManager) -> dict[str, Tensor]:
+    def _batch(self, requests: Sequence[StepRequest], manager: CacheManager, backbone: bool = True) -> dict[str, Tensor]:
+        """`backbone`: whether the layers that read memory and images will see it."""
         arrays = build_batch(requests, manager, self.engine.batch_bucket)
+        if not backbone:
+            batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
+            return batch | self._tables(None, {}, batch)[1]
         if self.memory is not None:
             arrays |= self._memory_rows(self.memory, requests, len(arrays["input_ids"]))
         if self.config.image_token_id is not None:
             arrays["is_image"] = (arrays["input_ids"] == self.config.image_token_id).astype(np.int32)
+            arrays |= image_batch(requests, self.config.hidden_size)
         batch = {name: self.backend.to_device(array) for name, array in arrays.items()}
         return batch | self._tables(None, {}, batch)[1]
 
     def _memory_rows(self, memory: EngramStore, requests: Sequence[StepRequest], num_rows: int) -> dict[str, np.ndarray]:
         """engram<n> of the batch: uint8 [num_rows, columns, row_bytes], zero in padding."""
-        found = [memory.take(request.request_id, self._row_ids(memory, request)) for request in requests]
+        found = [memory.take((request.request_id, request.start), self._row_ids(memory, request)) for request in requests]
         rows = np.zeros((found[0].shape[1], num_rows, *found[0].shape[2:]), np.uint8)
         np.concatenate([part.swapaxes(0, 1) for part in found], axis=1, out=rows[:, : sum(map(len, found))])
         return {f"engram{i}": layer_rows for i, layer_rows in enumerate(rows)}
@@ -130,12 +147,7 @@ class ModelRunner:
     def prefetch(self, request: StepRequest) -> None:
         """Begin to fetch what these tokens will read out of n-gram tables, if the model has any."""
         if self.memory is not None:
-            self.memory.prefetch(request.request_id, self._row_ids(self.memory, request))
-
-    def forget(self, request_id: int) -> None:
-        """The request is over, or starts again: what was fetched ahead for it is of no use."""
-        if self.memory is not None:
-            self.memory.drop(request_id)
+            self.memory.prefetch((request.request_id, request.start), self._row_ids(self.memory, request))
 
     def attach_mtp(self, graph: Graph, weights: MtpWeights) -> None:
         """Make the MTP stage ready to run, and its cache."""
@@ -143,17 +155,52 @@ class ModelRunner:
         draft_kv = self.backend.zeros(self.plan.shape(cache), cache.dtype)
         self._mtp = self.backend.compile(graph, leaves(weights), {"win_kv": draft_kv})
 
-    def run_mtp(self, request: StepRequest, next_ids: Sequence[int], manager: CacheManager) -> Tensor:
-        """Process a chunk of one request and draft behind each of its tokens: logits for token t + 2 in row t.
+    def run_mtp(
+        self, requests: Sequence[StepRequest], streams: Tensor, rows: Sequence[int], manager: CacheManager
+    ) -> Forward:
+        """Run the MTP stage behind processed tokens: the logits of position t are for token t + 2.
 
-        `next_ids` are the ids one position on, one per token of the chunk.
+        requests   positions as in the backbone; `token_ids` are the ids one position on
+        streams    of the backbone, or of this stage in the draft step before; row rows[i] belongs to the i-th token
         """
         assert self._mtp is not None, "attach_mtp comes first"
-        batch = self._batch([request], manager)
-        _, streams = self.forward(batch, len(next_ids))
-        padding = [0] * (batch["input_ids"].shape[0] - len(next_ids))
-        shifted = self.backend.to_device(np.asarray([*next_ids, *padding], dtype=np.int32))
-        return self._mtp(streams, {}, batch | {"input_ids": shifted})[0]
+        batch = self._batch(requests, manager, backbone=False)
+        padding = [0] * (batch["input_ids"].shape[0] - len(rows))
+        logits, added = self._mtp(streams[[*rows, *padding]], {}, batch)
+        return Forward(logits, added["streams"], {})
+
+    def attach_dspark(self, graphs: DSparkGraphs, weights: DSparkWeights) -> None:
+        """Make the block drafter ready to run, and its caches."""
+        caches = draft_caches(self.config, self.engine)
+        tensors = {cache.name: self.backend.zeros(self.plan.shape(cache), cache.dtype) for cache in caches}
+        self._dspark = [
+            self.backend.compile(graph, leaves(weights), tensors) for graph in (graphs.context, graphs.block, graphs.markov)
+        ]
+
+    def write_dspark_context(
+        self, requests: Sequence[StepRequest], forward: Forward, rows: Sequence[int], manager: CacheManager
+    ) -> None:
+        """Write the drafter's keys of final positions; row rows[i] of the step belongs to the i-th token."""
+        batch = self._batch(requests, manager, backbone=False)
+        rows = [*rows, *[0] * (batch["input_ids"].shape[0] - len(rows))]
+        self._dspark[0](None, {name: taps[rows] for name, taps in forward.carry.items() if name.startswith("tap")}, batch)
+
+    def run_dspark_block(self, requests: Sequence[StepRequest], manager: CacheManager) -> tuple[Tensor, Tensor]:
+        """A block of each request through the stages: rows [num_tokens, hidden_size], and their first logits."""
+        batch = self._batch(requests, manager, backbone=False)
+        ends = np.full(batch["input_ids"].shape[0], -1, np.int32)
+        first = 0
+        for request in requests:
+            ends[first : first + len(request.token_ids)] = request.end - 1
+            first += len(request.token_ids)
+        rows, added = self._dspark[1](None, {}, batch | {"block_ends": self.backend.to_device(ends)})
+        return rows, added["logits"]
+
+    def run_dspark_markov(self, rows: Tensor, logits: Tensor, before: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Logits and confidence of one row per request, `before` being the tokens that stand in front of them."""
+        batch = {"input_ids": self.backend.to_device(np.asarray(before, np.int32))}
+        corrected, added = self._dspark[2](rows, {"logits": logits}, batch)
+        return corrected, added["confidence"]
 
     def cache_bytes(self) -> int:
         """Bytes of the cache tensors as allocated."""

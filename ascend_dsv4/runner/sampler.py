@@ -36,10 +36,18 @@ class LogitChanges:
     allowed: np.ndarray
 
 
-def uniform(seed: tuple[int, int], position: int) -> float:
-    """The random number of a position: Philox, keyed by two 64-bit words, counted by the position."""
+def uniforms(seed: tuple[int, int], position: int) -> np.ndarray:
+    """The four random numbers of a position, float64 [4]: Philox, keyed by two 64-bit words, counted by the position.
+
+    The first draws the token; the others are for drafts (`spec_decode.verify`). No two positions share a number.
+    """
     key = np.asarray(seed, dtype=np.uint64)
-    return float(np.random.Generator(np.random.Philox(key=key, counter=position)).random())
+    return np.random.Generator(np.random.Philox(key=key, counter=position)).random(4)
+
+
+def uniform(seed: tuple[int, int], position: int) -> float:
+    """The random number that draws the token of a position."""
+    return float(uniforms(seed, position)[0])
 
 
 def sample(
@@ -58,9 +66,14 @@ def sample(
         np.asarray([p.min_p for p in params], np.float32),
         np.asarray([uniform(*key) for key in zip(seeds, positions, strict=True)], np.float64),
     )
-    ops = backend.bound_ops()
-    if changes is not None:
-        given = (backend.to_device(getattr(changes, field.name)) for field in fields(changes))
-        logits = ops.adjust_logits(logits, *given)
-    ids, _ = ops.sample(logits, *(backend.to_device(column) for column in columns))
+    logits = adjusted(backend, logits, changes)
+    ids, _ = backend.bound_ops().sample(logits, *(backend.to_device(column) for column in columns))
     return backend.to_host(ids)
+
+
+def adjusted(backend: Backend, logits: Tensor, changes: LogitChanges | None) -> Tensor:
+    """The logits that tokens are drawn from: a new tensor if there are changes."""
+    if changes is None:
+        return logits
+    given = (backend.to_device(getattr(changes, field.name)) for field in fields(changes))
+    return backend.bound_ops().adjust_logits(logits, *given)

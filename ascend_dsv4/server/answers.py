@@ -262,6 +262,17 @@ class RequestStatus(Answer):
     preemptions: Count
 
 
+class SpeculationStatus(Answer):
+    """What became of drafted tokens; the list has the first position first."""
+
+    method: str
+    num_speculative_tokens: Count
+    drafts: Count
+    draft_tokens: Count
+    accepted_tokens: Count
+    accepted_per_position: list[Count]
+
+
 class CacheStatus(Answer):
     """One group of cache blocks."""
 
@@ -305,6 +316,7 @@ class Status(Answer):
     uptime_seconds: Share
     requests: RequestStatus
     tokens: dict[str, Count]
+    speculation: SpeculationStatus
     throughput: Throughput
     caches: list[CacheStatus]
     latency_ms: dict[str, Percentiles]

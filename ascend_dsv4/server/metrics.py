@@ -70,9 +70,19 @@ class _EngineCollector(Collector):
             "generation_tokens": ("Tokens generated.", stats.num_output_tokens),
             "dropped_tokens": ("Tokens of preempted requests, to be computed again.", stats.num_dropped_tokens),
             "preemptions": ("Requests that gave up their blocks to older ones.", stats.num_preemptions),
+            "spec_decode_num_drafts": ("Times that drafts of a request were verified.", stats.num_drafts),
+            "spec_decode_num_draft_tokens": ("Tokens drafted ahead.", stats.num_draft_tokens),
+            "spec_decode_num_accepted_tokens": ("Drafted tokens that the model accepted.", stats.num_accepted_tokens),
         }
         for name, (text, value) in totals.items():
             yield CounterMetricFamily(f"ascend_dsv4_{name}", text, value)
+        accepted = CounterMetricFamily(
+            "ascend_dsv4_spec_decode_num_accepted_tokens_per_pos", "How often the draft of a position was accepted.",
+            labels=["position"],
+        )  # fmt: skip
+        for position in range(self._engine.engine.num_drafts):
+            accepted.add_metric([str(position)], stats.num_accepted_at[position])
+        yield accepted
 
 
 def cache_use(engine: Engine) -> list[tuple[str, int, int]]:

@@ -146,6 +146,14 @@ class PlainRoutes:
                 "preemptions": engine.stats.num_preemptions,
             },
             "tokens": {"prompt": engine.stats.num_prompt_tokens, "generation": engine.stats.num_output_tokens},
+            "speculation": {
+                "method": options.speculative,
+                "num_speculative_tokens": options.num_drafts,
+                "drafts": engine.stats.num_drafts,
+                "draft_tokens": engine.stats.num_draft_tokens,
+                "accepted_tokens": engine.stats.num_accepted_tokens,
+                "accepted_per_position": engine.stats.num_accepted_at[: options.num_drafts],
+            },
             "throughput": metrics.throughput(),
             "caches": [
                 {"group": group, "used_blocks": used, "num_blocks": total} for group, used, total in cache_use(engine)

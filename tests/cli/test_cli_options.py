@@ -52,7 +52,7 @@ def parse_serve(*args: str, **defaults: Any) -> tuple[EngineConfig, ServerConfig
 def other_value(field: dataclasses.Field[Any]) -> Any:
     """A legal value that is not the default."""
     if "limits" in field.metadata:
-        return 256
+        return min(256, field.metadata["limits"][1])
     hint = get_type_hints(EngineConfig)[field.name]
     return next(choice for choice in get_args(hint) if choice != field.default) if get_origin(hint) else "reference"
 
@@ -165,7 +165,8 @@ def another(option: Option) -> tuple[Any, list[str]]:
     elif option.kind == "choice":
         value = next(choice for choice in option.choices if choice != option.default)
     else:
-        value = {"integer": 1280, "real": 2.5}[option.kind] if option.name not in ("max_n", "retry_after_s") else 9
+        small = option.name in ("max_n", "retry_after_s", "num_speculative_tokens")
+        value = 9 if small else {"integer": 1280, "real": 2.5}[option.kind]
     return value, [flag(option.name), str(value)]
 
 

@@ -26,6 +26,7 @@ def test_defaults() -> None:
         "cache_rounding": "released", "max_model_len": None, "max_num_seqs": 8, "max_num_waiting": None,
         "max_num_batched_tokens": 512, "max_total_tokens": None,
         "block_size": 128, "window_block_size": 32, "batch_bucket": 1, "seed": 0,
+        "speculative": "none", "num_speculative_tokens": None,
     }
     assert EngineConfig.from_dict({}) == EngineConfig()
 
@@ -45,6 +46,7 @@ def test_every_field_has_help() -> None:
         ("max_num_waiting", [None, 0, 1 << 20]), ("max_num_batched_tokens", [1, 8192]),
         ("max_total_tokens", [None, 1, 1 << 30]), ("block_size", [128, 256]), ("window_block_size", [1, 128]),
         ("batch_bucket", [1, 16]), ("seed", [0, (1 << 63) - 1]),
+        ("speculative", ["none", "mtp", "dspark", "ngram"]), ("num_speculative_tokens", [None, 1, 16]),
     ],
 )
 def test_legal_values(name: str, values: list[Any]) -> None:
@@ -70,6 +72,10 @@ def test_legal_values(name: str, values: list[Any]) -> None:
         ({"batch_bucket": 0}, "batch_bucket"),
         ({"seed": -1}, "seed"), ({"max_total_tokens": 100, "max_model_len": 128}, "at least max_model_len, 128"),
         ({"kv_cache": "packed", "cache_rounding": "off"}, "rounded codes"),
+        ({"speculative": "medusa"}, "none, mtp, dspark, ngram"), ({"num_speculative_tokens": 0}, "from 1 to 16"),
+        ({"num_speculative_tokens": 17}, "hardly ever accepted"),
+        ({"speculative": "ngram", "num_speculative_tokens": 7, "max_num_batched_tokens": 15}, "at least 16"),
+        ({"speculative": "dspark", "max_num_batched_tokens": 11}, "at least 12"),
     ],
 )
 def test_bad_values(changes: dict[str, Any], words: str) -> None:
@@ -77,6 +83,15 @@ def test_bad_values(changes: dict[str, Any], words: str) -> None:
         with pytest.raises(ConfigError) as caught:
             make(**changes)
         assert any(word in str(caught.value) for word in words.split("|")), caught.value
+
+
+def test_number_of_drafts() -> None:
+    methods = ("none", "mtp", "dspark", "ngram")
+    counts = {method: EngineConfig.from_dict({"speculative": method}).num_drafts for method in methods}
+    assert counts == {"none": 0, "mtp": 1, "dspark": 5, "ngram": 4}
+    assert EngineConfig(speculative="mtp", num_speculative_tokens=3).num_drafts == 3
+    assert EngineConfig(num_speculative_tokens=3).num_drafts == 0
+    assert EngineConfig(speculative="ngram", num_speculative_tokens=7, max_num_batched_tokens=16).num_drafts == 7
 
 
 def test_unknown_keys() -> None:

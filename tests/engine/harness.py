@@ -17,6 +17,7 @@ from ascend_dsv4.llm import model_graphs
 from ascend_dsv4.model.weight_trees import model_weights
 from ascend_dsv4.runner.graphs import ModelGraphs
 from ascend_dsv4.runner.runner import ModelRunner
+from ascend_dsv4.spec_decode.drafter import Drafter
 
 
 @cache
@@ -30,7 +31,8 @@ def make_engine(
     clock: Callable[[], float] = time.monotonic,
     *,
     tokens_per_block: int | None = None,
-    **options: int | None,
+    drafter: Drafter | None = None,
+    **options: int | str | None,
 ) -> Engine:
     """`tokens_per_block`, a multiple of 4, overrides block_size, whose least value is too large for short sequences."""
     engine = EngineConfig.from_dict({"backend": "null", **options}, source="test")
@@ -38,7 +40,7 @@ def make_engine(
     if tokens_per_block is not None:
         plan = _with_blocks_of(plan, tokens_per_block, engine)
     runner = ModelRunner(config, engine, plan, _graphs(config), model_weights(config, "released"), NullBackend())
-    return Engine(config, engine, runner, clock)
+    return Engine(config, engine, runner, clock, drafter)
 
 
 def _with_blocks_of(plan: CachePlan, size: int, engine: EngineConfig) -> CachePlan:

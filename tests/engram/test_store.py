@@ -40,7 +40,7 @@ class Gated(HostTable):
     """Reads only while its gate is open, and fails when told to."""
 
     def __init__(self, rows: NDArray[np.uint8]) -> None:
-        super().__init__(rows)
+        super().__init__(rows, "fp8", 32)
         self.gate = threading.Event()
         self.gate.set()
         self.started = threading.Semaphore(0)
@@ -131,6 +131,7 @@ class TestPrefetch:
         ids[:] = 0
         gated[0].gate.set()
         assert np.array_equal(store.take("a", kept), expected(kept))
+        assert store.metrics.taken_unasked == 0
 
     def test_taken_twice(self, store: EngramStore) -> None:
         ids = ids_of(1, 2)
@@ -240,15 +241,16 @@ class TestErrors:
 
     def test_tables_of_another_size(self) -> None:
         first, second = tables()
+        good = HostTable(first, "fp8", 32)
         for wrong, message in (
-            ([first, second[1:]], "expected .* for layer 4"),
-            ([second, first], "for layer 1"),
-            ([first, second[:, 1:].copy()], "rows of 32 bytes, expected 33"),
+            ([good, HostTable(second[1:], "fp8", 32)], "expected .* for layer 4"),
+            ([HostTable(second, "fp8", 32), good], "for layer 1"),
+            ([good, HostTable(second, "int8", 32)], "rows of 32 channels in int8, expected 32 in fp8"),
         ):
             with pytest.raises(CheckpointError, match=message):
-                EngramStore([HostTable(table) for table in wrong], HASH, TOKEN_MAP)
+                EngramStore(wrong, HASH, TOKEN_MAP)
         with pytest.raises(ConfigError, match="1 tables, expected 2"):
-            EngramStore([HostTable(first)], HASH, TOKEN_MAP)
+            EngramStore([good], HASH, TOKEN_MAP)
 
     def test_another_tokenizer(self, gated: list[Gated]) -> None:
         with pytest.raises(ConfigError, match="49 compressed tokens, expected engram_compressed_vocab_size=50"):

@@ -14,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from ascend_dsv4.engram.row_cache import RowCache
+from ascend_dsv4.engram.rows import RowFormat
 from ascend_dsv4.engram.store import CheckpointTable, EngramTier, HostTable, MappedFile, PreadFile
 from ascend_dsv4.engram.table_file import TableHeader, TableWriter
 from ascend_dsv4.errors import CapacityError, CheckpointError
@@ -61,7 +62,7 @@ def read(tier: EngramTier, ids: object) -> Rows:
 
 def test_same_rows(tier: EngramTier, rows: Rows) -> None:
     rng = np.random.default_rng(5)
-    assert (tier.num_rows, tier.row_bytes) == (1000, 33)
+    assert (tier.num_rows, tier.format, tier.head_dim, tier.row_bytes) == (1000, "fp8", 32, 33)
     selections = [[], [0], [999], [5, 5, 5], [999, 0, 500, 0], range(1000), range(999, -1, -1)]
     selections += [rng.integers(0, 1000, size) for size in (3, 64, 65, 700, 5000)]
     for ids in selections:
@@ -125,7 +126,7 @@ class TestSharing:
         owner = HostTable.share(MappedFile(path), name)
         code = (
             "import sys, numpy as np; from ascend_dsv4.engram.store import HostTable\n"
-            f"t = HostTable.attach({name!r}, 1000, 33); out = np.empty((1000, 33), np.uint8)\n"
+            f"t = HostTable.attach({name!r}, 1000, 'fp8', 32); out = np.empty((1000, 33), np.uint8)\n"
             "t.read(np.arange(1000)[::-1].copy(), out); sys.stdout.buffer.write(out.tobytes())"
         )
         for _ in range(2):  # the first process ending takes nothing away
@@ -136,17 +137,18 @@ class TestSharing:
             HostTable.share(MappedFile(path), name)
         owner.close()
         with pytest.raises(CheckpointError, match="cannot be opened"):
-            HostTable.attach(name, 1000, 33)
+            HostTable.attach(name, 1000, "fp8", 32)
 
     def test_unfilled_or_of_another_size(self, path: Path) -> None:
         name = f"ascend-dsv4-test-size-{path.parent.name}"
         owner = HostTable.share(MappedFile(path), name)
-        for shape in ((1000, 32), (999, 33), (1001, 33)):
+        shapes: list[tuple[int, RowFormat]] = [(1000, "int4"), (999, "fp8"), (1001, "fp8")]
+        for num_rows, format in shapes:
             with pytest.raises(CheckpointError, match="the mark of a filled"):
-                HostTable.attach(name, *shape)
+                HostTable.attach(name, num_rows, format, 32)
         owner._shared.buf[-8:] = bytes(8)  # type: ignore[union-attr, index]
         with pytest.raises(CheckpointError, match="Wait until its owner has filled it"):
-            HostTable.attach(name, 1000, 33)
+            HostTable.attach(name, 1000, "fp8", 32)
         owner.close()
 
     def test_no_room(self, path: Path) -> None:

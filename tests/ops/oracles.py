@@ -588,12 +588,21 @@ def vision_block(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]
     return {"y": y}
 
 
+def place_rows(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
+    y = a["streams"].copy()
+    for row, token in zip(a["rows"], a["at"], strict=True):
+        if token >= 0:
+            for stream in range(y.shape[1]):
+                y[token, stream] = round_to(row, dtype)
+    return {"y": y}
+
+
 ORACLES: dict[str, Oracle] = {
     oracle.__name__: oracle
     for oracle in (
         adjust_logits, compress_kv, concat, embed, engram_gate, engram_rows, expert_mlp, gelu, grouped_linear, hc_collapse,
         hc_head, hc_post, hc_pre, index_topk, layer_norm, linear, linear_bias, logits, merge_patches, mla_attention,
-        moe_combine, moe_dispatch, pool_kv, rms_norm, rope, route, sample, sparse_attention, step_metadata, store_kv,
-        store_state, swiglu, vision_block,
+        moe_combine, moe_dispatch, place_rows, pool_kv, rms_norm, rope, route, sample, sparse_attention, step_metadata,
+        store_kv, store_state, swiglu, vision_block,
     )
 }  # fmt: skip

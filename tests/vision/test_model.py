@@ -52,15 +52,15 @@ class Vision:
         ]
         for name, function, types, tensors, (streams, batch) in parts:
             w = map_leaves(lambda _, leaf: leaf.type, types, is_parameter)
-            graph = trace(name, function, cfg, w=w, streams=streams, carry=(), batch=batch, caches={})
+            graph = trace(name, function, cfg, w=w, streams=streams, carry={}, batch=batch, caches={})
             self.plans.append(backend.compile(graph, leaves(tensors), {}))
 
     def __call__(self, patches: np.ndarray, vit_h: int, vit_w: int) -> tuple[Tensor, Tensor]:
         """Features of the patches, embeddings of the image tokens."""
         batch = {name: torch.from_numpy(table) for name, table in vision_tables(self.config, vit_h, vit_w).items()}
-        features, _ = self.plans[0](torch.from_numpy(patches), (), batch)
+        features, _ = self.plans[0](torch.from_numpy(patches), {}, batch)
         assert features is not None
-        rows, _ = self.plans[1](features, (), batch)
+        rows, _ = self.plans[1](features, {}, batch)
         assert rows is not None
         return features, rows
 
