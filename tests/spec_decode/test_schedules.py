@@ -151,6 +151,18 @@ def test_decodes_come_before_drafts_and_drafts_before_prompts(config: ModelConfi
     assert [len(step.token_ids) for step in seen if step.request_id == waiting.request_id] == [4]
 
 
+def test_drafts_that_do_not_pay_pause(config: ModelConfig) -> None:
+    """0.75 ** 6 is below 0.2: six steps with drafts after the first token, one more attempt 32 tokens later, for each alone."""
+    drafter = Stubborn(random.Random(0), config.vocab_size, whole=False)
+    drafter.cost = 0.2
+    engine = make_engine(config, drafter=drafter, speculative="ngram", num_speculative_tokens=4)
+    params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    requests = [engine.submit([token], params) for token in (5, 90)]
+    finish(engine)
+    assert [request.output_ids for request in requests] == [alone(request, config.vocab_size)[0] for request in requests]
+    assert (engine.stats.num_drafts, engine.stats.num_draft_tokens) == (2 * 7, 2 * 28)
+
+
 def test_nobody_is_preempted_for_a_guess(config: ModelConfig) -> None:
     """Without a block for them, drafts are left out of the step."""
     engine = make_engine(
