@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import RequestError, UnsupportedError
-from ascend_dsv4.kv_cache.layout import DSPARK_EXTRA_ROWS, draft_cache, draft_caches
+from ascend_dsv4.kv_cache.layout import draft_cache, draft_caches, drafting_plan
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.model.decoder import ForwardConfig
 from ascend_dsv4.model.dspark import draft_forward
@@ -74,8 +73,7 @@ class DraftStages:
                 "it. Append the token that was generated last."
             )
         self.attach(runner, forward)
-        # An engine that does not draft keeps the rows that a token sees.
-        plan = replace(runner.plan, window=self.config.sliding_window + DSPARK_EXTRA_ROWS)
+        plan = drafting_plan(runner.plan, self.config, self.engine)
         manager = CacheManager(plan)
         manager.admit(0, len(token_ids))
         logits = []
