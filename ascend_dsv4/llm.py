@@ -19,26 +19,33 @@ from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine, Output
 from ascend_dsv4.engine.request import FinishReason, Logprobs, Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
-from ascend_dsv4.engram.opening import open_store
+from ascend_dsv4.engram.opening import open_store, planned_format
 from ascend_dsv4.engram.rows import FORMATS, RowFormat
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
-from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, plan_caches
+from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, draft_caches, plan_caches
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.decoder import ForwardConfig
+from ascend_dsv4.model.dspark import draft_forward
 from ascend_dsv4.model.inventory import inventory, optional_aliases
 from ascend_dsv4.model.loader import WeightLoader, as_stored, resident_bytes
-from ascend_dsv4.model.weight_trees import model_weights, mtp_weights
+from ascend_dsv4.model.vision_weights import vision_weights
+from ascend_dsv4.model.weight_trees import dspark_weights, model_weights, mtp_weights
 from ascend_dsv4.model.weights import ModelWeights
-from ascend_dsv4.runner.graphs import ModelGraphs, trace_model, trace_mtp
+from ascend_dsv4.runner.batch import PlacedRows
+from ascend_dsv4.runner.graphs import ModelGraphs, trace_dspark, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
+from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder, place_images, vision_graphs
 from ascend_dsv4.spec_decode.drafter import Drafter
 from ascend_dsv4.spec_decode.ngram import NgramDrafter
 from ascend_dsv4.spec_decode.stages import Drafts, DraftStages
 from ascend_dsv4.tokenizer.completion import CompletionText
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
+from ascend_dsv4.vision.decode import ImageInput, open_image
 
 Prompt = str | Sequence[int]
+Images = Sequence[ImageInput]
+"""In the order in which the prompt names them."""
 STAGED = ("mtp", "dspark")
 """Drafters that are stages of the checkpoint."""
 _PROMPT_ONLY = SamplingParams(max_tokens=0)
@@ -119,24 +126,31 @@ class LLM:
             loaded = self._loader.load(params, advance)
         self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend, memory)
         self.engine = Engine(self.config, self.engine_config, self.runner, drafter=self._drafter())
+        self._vision: VisionEncoder | None = None
         self._texts: dict[Request, CompletionText] = {}
         """Of requests under way, whoever makes the steps."""
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        images: Sequence[Images] | None = None,
     ) -> list[RequestOutput]:
         """Complete one or several prompts, text or token ids. Text is tokenised as it stands; nothing is added.
 
-        `params` is one for all or one per prompt; a prompt with n > 1 gives n outputs in a row. Raises RequestError for a
-        prompt that cannot be served; then none runs.
+        `params` is one for all or one per prompt; a prompt with n > 1 gives n outputs in a row. `images` are the images of each
+        prompt, in the order of the image tokens in it. Raises RequestError for a prompt that cannot be served; then none runs.
         """
-        ids = [self._encode(prompt) for prompt in _as_list(prompts)]
+        each_images = [()] * len(_as_list(prompts)) if images is None else images
+        if len(each_images) != len(_as_list(prompts)):
+            raise RequestError(f"{len(_as_list(prompts))} prompts but {len(each_images)} lists of images; give one for each")
+        ids = [self._prompt(*pair) for pair in zip(_as_list(prompts), each_images, strict=True)]
         each = [params or SamplingParams()] * len(ids) if params is None or isinstance(params, SamplingParams) else params
         if len(each) != len(ids):
             raise RequestError(f"{len(ids)} prompts but {len(each)} sampling parameters; give one for all, or one each")
         requests = [
-            self.engine.make_request(prompt_ids, one, sample_index=i)
-            for prompt_ids, one in zip(ids, each, strict=True)
+            self.engine.make_request(prompt_ids, one, sample_index=i, images=placed)
+            for (prompt_ids, placed), one in zip(ids, each, strict=True)
             for i in range(one.n)
         ]
         try:
@@ -148,7 +162,9 @@ class LLM:
             for request in requests:
                 self._end(request)  # nothing is left behind if Ctrl-C came
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[NewToken, None, None]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, images: Images = ()
+    ) -> Generator[NewToken, None, None]:
         """Tokens of one completion as they come. Closing the iterator early abandons the request.
 
         Several streams may be open, and other calls made meanwhile; each step serves all of them.
@@ -158,7 +174,8 @@ class LLM:
                 f"stream: n={params.n}, max_tokens={params.max_tokens}: expected n=1 and at least 1 token, because a stream is "
                 "one completion. Use generate for others."
             )
-        request = self.engine.make_request(self._encode(prompt), params or SamplingParams())
+        prompt_ids, placed = self._prompt(prompt, images)
+        request = self.engine.make_request(prompt_ids, params or SamplingParams(), images=placed)
         seen = 0
         try:
             self._add(request)
@@ -173,10 +190,15 @@ class LLM:
         if request.error is not None:
             raise RequestError(request.error)
 
-    def logits(self, token_ids: Sequence[int], chunk_size: int | None = None, images: None = None) -> np.ndarray:
-        """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step."""
-        _no_images(images)
-        request = self.engine.submit(token_ids, _PROMPT_ONLY, keep_logits=True, chunk_size=chunk_size)
+    def logits(
+        self, token_ids: Sequence[int], chunk_size: int | None = None, images: Images | None = None
+    ) -> np.ndarray:
+        """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step.
+
+        An image takes as many rows as it has tokens, whether `token_ids` has one image token for it or all of them.
+        """
+        prompt_ids, placed = self._prompt(token_ids, images or ())
+        request = self.engine.submit(prompt_ids, _PROMPT_ONLY, keep_logits=True, chunk_size=chunk_size, images=placed)
         try:
             self._run([request])
         finally:
@@ -198,18 +220,18 @@ class LLM:
             self.engine.finish(request)
         return [np.concatenate(chunks) for chunks in parts]
 
-    def trace(self, token_ids: Sequence[int], images: None = None) -> dict[str, np.ndarray]:
+    def trace(self, token_ids: Sequence[int], images: Images | None = None) -> dict[str, np.ndarray]:
         """Every module tensor by name ("layer3.attn_in", "layer1.indexer.topk", …), for all positions.
 
         Raises RequestError while a stream is open.
         """
-        _no_images(images)
+        prompt_ids, placed = self._prompt(token_ids, images or ())
         self._check_idle("trace")
         modules = ModuleTensors(self.backend.to_host, hc_delayed=self.config.hc_delayed)
         # An engine of its own over the same caches: they are free, and rows of padding would be in the way.
         plain = self.engine_config.replace(batch_bucket=1)
         engine = Engine(self.config, plain, self.runner.observed(modules.observer, plain))
-        request = engine.submit(token_ids, _PROMPT_ONLY)
+        request = engine.submit(prompt_ids, _PROMPT_ONLY, images=placed)
         while not request.is_finished:
             engine.step()
         return modules.result()
@@ -253,6 +275,31 @@ class LLM:
         if self.engine_config.speculative in STAGED:
             return self._stages.attach(self.runner, self._forward)
         return NgramDrafter() if self.engine_config.speculative == "ngram" else None
+
+    def encode_image(self, image: ImageInput) -> EncodedImage:
+        """An image as it enters the model. The vision tower is loaded at the first one.
+
+        raises  UnsupportedError if the model reads no images, RequestError for one that cannot be read
+        """
+        if self.config.vision is None:
+            raise UnsupportedError(
+                "images: got one, but this model has no vision tower (no vision_config in its config.json). Leave images out."
+            )
+        if self._vision is None:
+            params = vision_weights(self.config.vision, self.config.hidden_size, self.engine_config.weights)
+            graphs = vision_graphs(self.config.vision, self.engine_config.dtype, params)
+            loaded = self._loader.load(params, lambda _: None)
+            self._vision = VisionEncoder(self.config.vision, graphs, loaded, self.backend)
+        return self._vision.encode(open_image(image))
+
+    def _prompt(self, prompt: Prompt, images: Images) -> tuple[Sequence[int], tuple[PlacedRows, ...]]:
+        """Token ids of a prompt, and what stands in the place of its image tokens."""
+        token_ids = self._encode(prompt)
+        if not images:
+            return token_ids, ()
+        encoded = [self.encode_image(image) for image in images]
+        assert self.config.image_token_id is not None
+        return place_images(self.engine.check_prompt(token_ids), encoded, self.config.image_token_id)
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -338,16 +385,23 @@ def forward_config(config: ModelConfig, engine: EngineConfig, engram_format: Row
 
 def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:
     """The graphs of a model without its weights, for printing and planning."""
-    params = model_weights(config, engine.weights)
-    return trace_model(config, forward_config(config, engine), params, plan_caches(config, engine))
+    params, forward = model_weights(config, engine.weights), forward_config(config, engine, planned_format(config, engine))
+    return trace_model(config, forward, params, plan_caches(config, engine))
 
 
-def draft_graph(config: ModelConfig, engine: EngineConfig) -> Graph | None:
-    """The graph of the MTP stage without its weights; None for a model that has none."""
-    if config.draft_method != "mtp":
-        return None
-    params, plan = mtp_weights(config, engine.weights), plan_caches(config, engine)
-    return trace_mtp(config, forward_config(config, engine), params, plan, draft_cache(config, engine))
+def draft_graphs(config: ModelConfig, engine: EngineConfig) -> tuple[Graph, ...]:
+    """The graphs of the draft stages without their weights; none for a model whose stages this version does not run."""
+    if config.draft_method is None or config.mla is not None:
+        return ()
+    plan = plan_caches(config, engine)
+    if config.dspark is None:
+        mtp = mtp_weights(config, engine.weights)
+        return (trace_mtp(config, forward_config(config, engine), mtp, plan, draft_cache(config, engine)),)
+    forward_config(config, engine)  # refuses what the backbone cannot store either
+    forward = draft_forward(config, engine.dtype, engine.cache_rounding)
+    params = dspark_weights(config, engine.weights)
+    graphs = trace_dspark(config, forward, params, plan, draft_caches(config, engine))
+    return (graphs.context, graphs.block, graphs.markov)
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -355,11 +409,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _no_images(images: None) -> None:
-    if images is not None:
-        raise UnsupportedError("images: this model has no vision tower; leave images=None")
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shape and the constants of a model, read from the `config.json` of a checkpoint.
 
-Two spellings of that file are in use: the released one (`compress_ratios`, `num_hash_layers`, `rope_scaling`) and the
-one transformers >= 5 writes (`layer_types`, `mlp_layer_types`, nested `rope_parameters`). Both become the same
-`ModelConfig`. Nothing is guessed: missing, unknown and impossible values are reported, all of them in one error.
+Each family has its reader: `reading_v4.py` for V4 and V4.1, `reading_v32.py` for V3.2 and V3. V4 has two spellings: the
+released one (`compress_ratios`, `num_hash_layers`, `rope_scaling`) and the one transformers >= 5 writes (`layer_types`,
+`mlp_layer_types`, nested `rope_parameters`). V4.1 has a nested one and the flat one of its reference code
+(`reading_flat.py`). All become the same `ModelConfig`. Nothing is guessed: missing, unknown and impossible values are
+reported, all of them in one error.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Any, Final
 
 from ascend_dsv4.config.checks import Problems, check_fixed, check_number, parse_json, read_text, same, show
 from ascend_dsv4.config.parts import (
+    ENGRAM_BLOCK,
     FAMILIES,
     FLOAT_LIMITS,
     FP4_BLOCK,
@@ -36,6 +39,7 @@ from ascend_dsv4.config.parts import (
     YarnScaling,
 )
 from ascend_dsv4.config.reading import as_float
+from ascend_dsv4.config.reading_flat import is_flat
 from ascend_dsv4.config.reading_v4 import read_v4, read_v41
 from ascend_dsv4.config.reading_v32 import read_v32
 from ascend_dsv4.config.source_rules import MAX_RATIO, SOURCE_RULES
@@ -204,6 +208,8 @@ class ModelConfig:
 def _read_architecture(mapping: Mapping[str, Any], source: str) -> dict[str, Any]:
     """`architecture` and `model_type` from either key, and what they imply. Raises at once: families read keys differently."""
     architectures, model_type = mapping.get("architectures"), mapping.get("model_type")
+    if architectures is None and model_type is None and is_flat(mapping) and "kv_source_layers" in mapping:
+        model_type = "deepseek_v41"  # the flat spelling names no architecture
     for architecture, supported_type in SUPPORTED_ARCHITECTURES.items():
         listed = isinstance(architectures, list) and architecture in architectures
         if listed and model_type in (None, supported_type) or architectures is None and model_type == supported_type:
@@ -296,6 +302,12 @@ _RULES: Final[tuple[tuple[str, Callable[..., bool], str, str], ...]] = (
      "layers below num_hidden_layers", "each table belongs to a layer"),
     ("engram", lambda engram: engram is None or len(engram.layer_ids) == len({*engram.layer_ids}) == len(engram.num_embeddings),
      "distinct layers, and one number of rows for each", "each table belongs to a layer"),
+    ("engram vocab_size", lambda engram, vocab: engram is None or engram.pad_token_id < vocab,
+     "a pad token below vocab_size", "it is mapped like every other token"),
+    ("engram vocab_size", lambda engram, vocab: engram is None or engram.compressed_vocab_size <= vocab,
+     "a compressed vocabulary no larger than vocab_size", "tokens are merged, never split"),
+    ("engram weight_block_size", lambda engram, block: engram is None or block is None or engram.head_dim % ENGRAM_BLOCK == 0,
+     f"a head_dim that is a multiple of {ENGRAM_BLOCK}", f"quantised rows have one scale per {ENGRAM_BLOCK} channels"),
     ("engram hc_mult", lambda engram, streams: engram is None or streams > 0,
      "only with residual streams", "rows are gated per stream"),
     *SOURCE_RULES,
@@ -359,6 +371,8 @@ def _is_part(name: str, value: object, problems: Problems) -> bool:
             fits.append(check_number(problems, prefix + key, getattr(value, key), INT_LIMITS[key]))
     tuples = [key for key in _TUPLES if key.startswith(f"{name}.")]
     fits += [_is_tuple(key, getattr(value, key.partition(".")[2]), problems) for key in tuples]
+    if isinstance(value, VisionConfig) and value.max_wh_ratio is not None:
+        fits.append(check_number(problems, f"{prefix}max_wh_ratio", value.max_wh_ratio, (1.0, 1e6)))
     return all(fits)  # after all of them were reported
 
 

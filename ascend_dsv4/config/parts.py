@@ -17,6 +17,7 @@ DraftMethod = Literal["mtp", "dspark"]
 ExpertDtype = Literal["fp4", "fp8"]
 
 FP4_BLOCK: Final = 32  # inputs per scale of a packed expert weight
+ENGRAM_BLOCK: Final = 32  # channels of a quantised n-gram row under one scale
 MAX_LAYERS: Final = 1024
 MAX_DRAFT_STAGES: Final = 16
 MAX_LIST: Final = MAX_LAYERS + MAX_DRAFT_STAGES
@@ -82,7 +83,6 @@ class MlaConfig:
     kv_lora_rank: int
     v_head_dim: int
     softmax_factor: float  # YaRN's correction of the softmax scale
-
 
 
 @dataclass(frozen=True, slots=True)

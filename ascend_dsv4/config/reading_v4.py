@@ -19,6 +19,7 @@ from ascend_dsv4.config.parts import (
 from ascend_dsv4.config.reading import (
     FIXED_KEYS,
     HARMLESS_KEYS,
+    as_float,
     pick,
     read_eos,
     read_list,
@@ -26,6 +27,7 @@ from ascend_dsv4.config.reading import (
     read_yarn,
     store,
 )
+from ascend_dsv4.config.reading_flat import is_flat, renamed
 from ascend_dsv4.config.vision_config import VisionConfig
 
 _RATIO_OF_TRANSFORMERS_TYPE: Final = {
@@ -34,13 +36,14 @@ _RATIO_OF_TRANSFORMERS_TYPE: Final = {
     "heavily_compressed_attention": 128,
 }
 _NOT_PLAIN = ("num_draft_stages", "qk_rope_head_dim", "intermediate_size", "n_group", "topk_group")
-# Keys of config.json named as in the dataclass, with the default of the released code (None: required).
-_PLAIN_KEYS: Final[Mapping[str, float | None]] = {
-    **{key: None for key in INT_LIMITS if key not in _NOT_PLAIN},
-    **dict.fromkeys(("routed_scaling_factor", "swiglu_limit", "n_shared_experts", "scoring_func", "norm_topk_prob")),
-    "hc_eps": 1e-6,
-    "rms_norm_eps": 1e-6,
-}
+# Keys of config.json named as in the dataclass.
+_PLAIN_KEYS: Final = (
+    *(key for key in INT_LIMITS if key not in _NOT_PLAIN),
+    "routed_scaling_factor", "swiglu_limit", "n_shared_experts", "scoring_func", "norm_topk_prob", "hc_eps", "rms_norm_eps",
+)  # fmt: skip
+# Defaults of the released code of each family; every other key is required.
+_V4_DEFAULTS: Final[Mapping[str, Any]] = {"hc_eps": 1e-6, "rms_norm_eps": 1e-6}
+_V41_DEFAULTS: Final[Mapping[str, Any]] = {"norm_topk_prob": True}
 _READ_KEYS: Final = frozenset({
     "architectures", "model_type", "eos_token_id", "compress_ratios", "n_mtp_layers", "num_nextn_predict_layers",
     "qk_rope_head_dim", "partial_rotary_factor", "rope_theta", "compress_rope_theta", "rope_scaling", "rope_parameters",
@@ -76,7 +79,7 @@ _NESTED: Final[Mapping[str, str]] = {"text_config": "deepseek_v41_text", "vision
 def read_v4(mapping: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:
     """Values of a V4 configuration."""
     check_keys(problems, mapping, _READ_KEYS.union(_PLAIN_KEYS, _V4_KEYS, _FIXED, HARMLESS_KEYS, _ALIAS_KEYS))
-    _read_shared(mapping, values, problems)
+    _read_shared({**_V4_DEFAULTS, **mapping}, values, problems)
     _read_mlp_types(mapping, values, problems)
 
 
@@ -84,19 +87,19 @@ def _read_shared(mapping: Mapping[str, Any], values: dict[str, Any], problems: P
     """What V4 and V4.1 write alike."""
     check_fixed(problems, mapping, _FIXED)
     second_name = {key: alias for alias, key in _ALIAS_KEYS.items()}
-    for key, default in _PLAIN_KEYS.items():
+    for key in _PLAIN_KEYS:
         names = [key, second_name[key]] if key in second_name else [key]
-        store(values, key, pick(problems, {name: mapping.get(name, default) for name in names}))
+        store(values, key, pick(problems, {name: mapping.get(name) for name in names}))
     values.update(intermediate_size=0, n_group=1, topk_group=1, mla=None)
     for read in (read_eos, _read_layers, _read_drafts, _read_rope, read_quantization):
         read(mapping, values, problems)
 
 
 def read_v41(mapping: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:
-    """Values of a V4.1 configuration, whose text and vision parts are objects of their own."""
-    flat = _flattened(mapping, problems)
+    """Values of a V4.1 configuration, whose text and vision parts are objects of their own, or of the flat spelling."""
+    flat = renamed(mapping, problems) if is_flat(mapping) else _flattened(mapping, problems)
     check_keys(problems, flat, _READ_KEYS.union(_PLAIN_KEYS, _V41_KEYS, _FIXED, HARMLESS_KEYS, _ALIAS_KEYS))
-    _read_shared({"norm_topk_prob": True, **flat}, values, problems)
+    _read_shared({**_V41_DEFAULTS, **flat}, values, problems)
     num_layers = values.get("num_hidden_layers")
     if type(num_layers) is int and 1 <= num_layers <= MAX_LAYERS:
         values["mlp_layer_types"] = ("moe",) * num_layers
@@ -104,8 +107,7 @@ def read_v41(mapping: Mapping[str, Any], values: dict[str, Any], problems: Probl
         found = pick(problems, {key: read_list(flat, key, problems)})
         store(values, key, tuple(found) if isinstance(found, list) else found)
     _read_candidates(flat, values, problems)
-    if flat.get("engram_layer_ids"):
-        _read_part(flat, values, problems, "engram", EngramConfig, "engram_", ("layer_ids", "num_embeddings"))
+    _read_engram(flat, values, problems)
     vision = flat.get("vision_config")
     if vision is not None:
         _read_vision(vision, values, problems)
@@ -125,33 +127,36 @@ def _flattened(mapping: Mapping[str, Any], problems: Problems) -> dict[str, Any]
             continue
         check_fixed(problems, part, {"model_type": (model_type,)}, f"{name}.")
     text = mapping.get("text_config")
-    for key, value in (text if isinstance(text, dict) else {}).items():
-        if key not in ("model_type", *HARMLESS_KEYS):
+    text = text if isinstance(text, dict) else {}
+    check_keys(problems, [key for key in text if key in _NESTED], (), "text_config.")
+    for key, value in text.items():
+        if key not in ("model_type", *_NESTED, *HARMLESS_KEYS):
             flat[key] = pick(problems, {f"text_config.{key}": value, key: flat.get(key)}, required=False)
     return {key: None if value is MISSING else value for key, value in flat.items()}
 
 
 def _read_candidates(flat: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:
-    """`candidates`; a negative source switches the second level off."""
-    source = flat.get("candidate_source_layer_id")
-    if source is None or (type(source) is int and source < 0):
+    """`candidates`; a negative source switches the second level off, and so does leaving out all three keys."""
+    names = ("source_layer_id", "topk_blocks", "block_size")
+    given = {name: flat.get(f"candidate_{name}") for name in names}
+    source = given["source_layer_id"]
+    if all(value is None for value in given.values()) or (type(source) is int and source < 0):
         return
-    found = {name: pick(problems, {f"candidate_{name}": flat.get(f"candidate_{name}")})
-             for name in ("source_layer_id", "topk_blocks", "block_size")}  # fmt: skip
+    found = {name: pick(problems, {f"candidate_{name}": value}) for name, value in given.items()}
     if MISSING not in found.values():
         values["candidates"] = CandidateConfig(**found)
 
 
-def _read_part(
-    flat: Mapping[str, Any], values: dict[str, Any], problems: Problems, field: str, kind: type, prefix: str,
-    lists: tuple[str, ...] = (),
-) -> None:  # fmt: skip
-    """A dataclass whose fields are keys with a common prefix."""
-    found = {f.name: pick(problems, {prefix + f.name: flat.get(prefix + f.name)}) for f in fields(kind)}
+def _read_engram(flat: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:
+    """`engram`; an empty list of layers, or no key at all, stands for a model without tables."""
+    given = {f.name: flat.get(f"engram_{f.name}") for f in fields(EngramConfig)}
+    if given["layer_ids"] == [] or all(value is None for value in given.values()):
+        return
+    found = {name: pick(problems, {f"engram_{name}": value}) for name, value in given.items()}
     if MISSING not in found.values():
-        for name in lists:
+        for name in ("layer_ids", "num_embeddings"):
             found[name] = tuple(found[name]) if isinstance(found[name], list) else found[name]
-        values[field] = kind(**found)
+        values["engram"] = EngramConfig(**found)
 
 
 def _read_vision(vision: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:
@@ -160,7 +165,8 @@ def _read_vision(vision: Mapping[str, Any], values: dict[str, Any], problems: Pr
     required = [name for name in names if name != "max_wh_ratio"]
     found = {name: pick(problems, {f"vision_config.{name}": vision.get(name)}) for name in required}
     if MISSING not in found.values():
-        values["vision"] = VisionConfig(**found, max_wh_ratio=vision.get("max_wh_ratio"))
+        found["rope_theta"], found["max_wh_ratio"] = as_float(found["rope_theta"]), as_float(vision.get("max_wh_ratio"))
+        values["vision"] = VisionConfig(**found)
 
 
 def _read_layers(mapping: Mapping[str, Any], values: dict[str, Any], problems: Problems) -> None:

@@ -21,8 +21,6 @@ def source_of(layer: int, sources: Sequence[int]) -> int | None:
 
 def _readers_fit(ratios: Sequence[int], sources: Sequence[int]) -> bool:
     """Every layer with entries has a source at or before it with its own ratio."""
-    if not sources:
-        return True
     found = [(ratio, source_of(layer, sources)) for layer, ratio in enumerate(ratios) if ratio]
     return all(source is not None and source < len(ratios) and ratios[source] == ratio for ratio, source in found)
 
@@ -32,12 +30,16 @@ def _is_ascending(layers: Sequence[int]) -> bool:
 
 
 SOURCE_RULES: Final[tuple[Rule, ...]] = (
-    ("compress_ratios kv_source_layer_ids mla", lambda ratios, sources, mla: mla is not None
-     or {*ratios} <= {*(_V41_RATIOS if sources else _V4_RATIOS)},
-     f"{_V4_RATIOS}, or with kv_source_layer_ids {_V41_RATIOS}", "no release folds another number of tokens"),
+    ("compress_ratios hc_delayed mla", lambda ratios, delayed, mla: mla is not None
+     or {*ratios} <= {*(_V41_RATIOS if delayed else _V4_RATIOS)},
+     f"{_V4_RATIOS} in V4, {_V41_RATIOS} in V4.1", "no release folds another number of tokens"),
+    *((f"{name} hc_delayed", lambda layers, delayed: delayed or not layers,
+       "no layers but in V4.1", "in other families each layer has its own entries and selection")
+      for name in ("kv_source_layer_ids", "index_source_layer_ids")),
     *((name, _is_ascending, "distinct layers in ascending order", "a layer reads the last source before it")
       for name in ("kv_source_layer_ids", "index_source_layer_ids")),
-    ("kv_source_layer_ids compress_ratios", lambda sources, ratios: _readers_fit(ratios, sources),
+    ("kv_source_layer_ids compress_ratios hc_delayed",
+     lambda sources, ratios, delayed: not delayed or _readers_fit(ratios, sources),
      "a source with the same ratio at or before every layer with a ratio", "layers read the entries of an earlier one"),
     ("kv_source_layer_ids compress_ratios",
      lambda sources, ratios: all(source < len(ratios) and ratios[source] for source in sources),

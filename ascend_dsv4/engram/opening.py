@@ -51,6 +51,16 @@ def open_store(
     return EngramStore(tables, hashing, token_map), row_format
 
 
+def planned_format(config: ModelConfig, engine: EngineConfig) -> RowFormat:
+    """Format of the rows that a step gets, without opening a table: that of the table files, else the checkpoint's.
+
+    raises  ConfigError if `engram_tables` names a folder without table files of one format
+    """
+    if config.engram is None or engine.engram_tables is None:
+        return "fp8" if config.is_quantized else "bf16"
+    return _format_of(Path(engine.engram_tables), config.engram.layer_ids[0])
+
+
 def _open_tables(config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint) -> tuple[list[EngramTier], RowFormat]:
     assert config.engram is not None
     layers = config.engram.layer_ids

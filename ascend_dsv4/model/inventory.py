@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from ascend_dsv4.config.layers import LayerSpec, compressor_roles, draft_layer, layer_specs
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.config.parts import FP4_BLOCK
+from ascend_dsv4.config.parts import ENGRAM_BLOCK, FP4_BLOCK
 from ascend_dsv4.model.inventory_v32 import aliases_v32, tensors_v32
 from ascend_dsv4.model.tensor_spec import DTYPE_BYTES, TensorSpec
 from ascend_dsv4.model.vision_weights import vision_tensors
@@ -113,10 +113,6 @@ def format_parameters(count: int) -> str:
         if 2000 * count >= 1999 * unit:  # 999.5 of a unit already rounds to one of the next
             return f"{count / unit:.1f}{suffix}" if count < 10 * unit else f"{count / unit:.0f}{suffix}"
     return str(count)
-
-
-ENGRAM_BLOCK = 32
-"""Channels of an n-gram row under one scale."""
 
 
 class _Layout:

@@ -20,7 +20,7 @@ from ascend_dsv4 import LLM, EngineConfig, SamplingParams
 from ascend_dsv4.config import ModelConfig
 from ascend_dsv4.demo.checkpoint import CONFIG, write_checkpoint
 from ascend_dsv4.graph import format_graph
-from ascend_dsv4.llm import draft_graph, model_graphs
+from ascend_dsv4.llm import draft_graphs, model_graphs
 from ascend_dsv4.tokenizer import Tokenizer
 from tests.cli.conftest import Run
 
@@ -125,9 +125,9 @@ def test_graphs_need_no_weights(where: str, run: Run, golden: Path, tmp_path: Pa
     model = {"folder": golden, "file": MODELS / "v4_flash.json", "name": "v4_flash"}[where]
     config = ModelConfig.from_file(golden if where == "folder" else MODELS / "v4_flash.json")
     engine = EngineConfig(dtype="bfloat16", max_model_len=512)
-    draft = draft_graph(config, engine)
-    assert draft is not None and draft.name == "mtp"
-    graphs = [*model_graphs(config, engine).all(), draft]
+    drafts = draft_graphs(config, engine)
+    assert [draft.name for draft in drafts] == ["mtp"]
+    graphs = [*model_graphs(config, engine).all(), *drafts]
     args = ("generate", "--model", model, "--dtype", "bfloat16", "--max-model-len", 512)
     result = run(*args, "--dump-graph")
     assert (result.code, result.out) == (0, "\n\n".join(map(format_graph, graphs)) + "\n")
@@ -136,6 +136,22 @@ def test_graphs_need_no_weights(where: str, run: Run, golden: Path, tmp_path: Pa
     content = json.loads(run(*args, "--dump-graph", "--json").out)["graphs"]
     assert [(graph["name"], len(graph["nodes"])) for graph in content] == [(g.name, len(g.nodes)) for g in graphs]
     assert "cannot be written" in run(*args, "--dump-graph", tmp_path / "no" / "folder").err
+
+
+def test_graphs_of_every_family(run: Run) -> None:
+    """One graph per layer type, the format of the tables' rows included; the draft layer of V3.2 does not run."""
+    expected = {
+        "v41_flash": ("layer reindex:1/moe/candidates:use", "layer full:2/moe/engram1", "dspark_context", "dspark_markov"),
+        "v32": ("layer mla_dense/dense", "layer mla_moe/moe", "head"),
+    }
+    for model, names in expected.items():
+        args = ("generate", "--model", model, "--max-model-len", 512, "--dump-graph", "--json")
+        graphs = {graph["name"]: graph for graph in json.loads(run(*args).out)["graphs"]}
+        assert graphs.keys() >= set(names)
+        assert ("mtp" in graphs) is False
+        if model == "v41_flash":
+            assert "uint8[num_tokens, 24, 264]" in run(*args[:-1]).out.replace("'", "")  # 256 codes, 8 scales
+            assert len(graphs) == 4 + 11 + 2
 
 
 BAD_REQUESTS: list[tuple[tuple[object, ...], str]] = [
@@ -211,7 +227,8 @@ def test_dspark_checkpoints_run_their_backbone(run: Run, tmp_path: Path) -> None
     checked = json.loads(run("check", *args, "--json").out)
     assert checked["files"]["valid"]
     assert (checked["model"]["draft_method"], checked["model"]["draft_stages"]) == ("dspark", 2)
-    assert draft_graph(ModelConfig.from_file(tmp_path), EngineConfig()) is None
+    stages = draft_graphs(ModelConfig.from_file(tmp_path), EngineConfig())
+    assert [graph.name for graph in stages] == ["dspark_context", "dspark_block", "dspark_markov"]
 
 
 def test_ctrl_c(demo_folder: Path) -> None:

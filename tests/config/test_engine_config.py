@@ -26,6 +26,7 @@ def test_defaults() -> None:
         "cache_rounding": "released", "max_model_len": None, "max_num_seqs": 8, "max_num_waiting": None,
         "max_num_batched_tokens": 512, "max_total_tokens": None,
         "block_size": 128, "window_block_size": 32, "batch_bucket": 1, "seed": 0,
+        "engram_tier": "checkpoint", "engram_tables": None, "engram_cache_rows": 65_536,
         "speculative": "none", "num_speculative_tokens": None,
     }
     assert EngineConfig.from_dict({}) == EngineConfig()
@@ -46,6 +47,8 @@ def test_every_field_has_help() -> None:
         ("max_num_waiting", [None, 0, 1 << 20]), ("max_num_batched_tokens", [1, 8192]),
         ("max_total_tokens", [None, 1, 1 << 30]), ("block_size", [128, 256]), ("window_block_size", [1, 128]),
         ("batch_bucket", [1, 16]), ("seed", [0, (1 << 63) - 1]),
+        ("engram_tier", ["checkpoint", "host", "mmap", "disk"]),
+        ("engram_tables", [None, "tables", "/a b/c"]), ("engram_cache_rows", [1, 1 << 32]),
         ("speculative", ["none", "mtp", "dspark", "ngram"]), ("num_speculative_tokens", [None, 1, 16]),
     ],
 )
@@ -69,7 +72,8 @@ def test_legal_values(name: str, values: list[Any]) -> None:
         ({"max_model_len": 0}, "max_model_len=0"), ({"max_num_waiting": -1}, "an integer from 0 to 1048576"),
         ({"max_num_batched_tokens": "512"}, "an integer"), ({"block_size": 96}, "a multiple of 128"),
         ({"block_size": 0}, "block_size=0"), ({"window_block_size": 0}, "window_block_size"),
-        ({"batch_bucket": 0}, "batch_bucket"),
+        ({"batch_bucket": 0}, "batch_bucket"), ({"engram_tier": "device"}, "checkpoint, host, mmap, disk"),
+        ({"engram_tables": ""}, "a folder"), ({"engram_tables": "a\0b"}, "a folder"), ({"engram_cache_rows": 0}, "from 1"),
         ({"seed": -1}, "seed"), ({"max_total_tokens": 100, "max_model_len": 128}, "at least max_model_len, 128"),
         ({"kv_cache": "packed", "cache_rounding": "off"}, "rounded codes"),
         ({"speculative": "medusa"}, "none, mtp, dspark, ngram"), ({"num_speculative_tokens": 0}, "from 1 to 16"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ascend_dsv4.config import DSparkConfig, MlpLayerType, ModelConfig
+from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.inventory import (
     DtypeTotal,
     format_parameters,
@@ -51,6 +52,17 @@ PUBLISHED = {
         7_009, 1_572_997_201_763, 1_650_495_609_866,
     ),
 }
+
+# V4.1-Flash: the published totals, the sum of the published per-group bytes, and the model's published sizes.
+V41_TOTALS = (96_085, 510_286_023_000)
+V41_STORED_VALUES = 763_205_315_794
+V41_ENGRAM = 768_022_850 * 256
+# Published per group: tensors, and bytes in GiB with two decimals.
+V41_GROUPS = {
+    "routed experts": (94_464, 275.67), "engram": (12, 189.13), "attention": (603, 4.80),
+    "embedding, head, final norm": (3, 2.47), "shared experts": (240, 1.32), "vision": (266, 0.90),
+    "router, its norm, hyper-connections": (400, 0.29), "draft without experts": (97, 0.66),
+}  # fmt: skip
 
 
 cached_inventory = functools.lru_cache(maxsize=2)(inventory)
@@ -226,3 +238,232 @@ def test_the_largest_accepted_models_stay_in_bounds(layers: int, experts: int) -
     assert len(specs) < 500_000
     assert max(spec.num_elements for spec in specs) < 1 << 42
     assert sum(spec.num_bytes for spec in specs) < 1 << 60
+
+
+def v41_group(name: str) -> str:
+    """The published audit's group of a tensor of V4.1-Flash; draft experts count as experts, an attention norm as attention."""
+    if ".ffn.experts." in name:
+        return "routed experts"
+    if name.startswith("mtp."):
+        return "draft without experts"
+    if ".engram." in name:
+        return "engram"
+    if name.startswith(("vision.", "aligner.", "image_")):
+        return "vision"
+    if ".shared_experts." in name:
+        return "shared experts"
+    if name in ("embed.weight", "head.weight", "norm.weight"):
+        return "embedding, head, final norm"
+    return "attention" if ".attn" in name else "router, its norm, hyper-connections"
+
+
+def test_v41_published_totals() -> None:
+    specs = cached_inventory(load("v41_flash"))
+    assert (len(specs), sum(spec.num_bytes for spec in specs)) == V41_TOTALS
+    assert len({spec.name for spec in specs}) == len(specs)
+    groups: dict[str, list[TensorSpec]] = {}
+    for spec in specs:
+        groups.setdefault(v41_group(spec.name), []).append(spec)
+    found = {name: (len(part), sum(spec.num_bytes for spec in part) / 2**30) for name, part in groups.items()}
+    assert found.keys() == V41_GROUPS.keys()
+    for name, (count, gib) in V41_GROUPS.items():
+        assert found[name] == (count, pytest.approx(gib, abs=0.005)), name
+
+
+def test_v41_per_dtype() -> None:
+    """Counted by hand from the list of tensors per layer."""
+    totals = summarize(cached_inventory(load("v41_flash")))
+    experts = 40 * 384 * 3 + 3 * 128 * 3
+    quantised = 43 * 8 + 8 + 1 + 2 * 2  # five of attention, three shared; index sources; main_proj; tables and their wkv
+    assert {dtype: total.num_tensors for dtype, total in totals.items()} == {
+        "BF16": 43 * 5 + (3 * 6 + 5 + 4) + 2 * 2 + 3 + (1 + 1 + 3) + 266,
+        "F32": 43 * 9,
+        "F8_E4M3": quantised,
+        "F8_E8M0": quantised + experts,
+        "I8": experts,
+    }
+    assert totals["I8"].num_bytes == experts * 5120 * 2304 // 2
+    assert totals["F32"].num_bytes == 4 * (43 * (2 * (24 * 20480 + 24 + 3) + 64) + 2 * (40 * 384 + 3 * 128))
+    assert sum(total.num_bytes for total in totals.values()) == V41_TOTALS[1]
+
+
+def test_v41_parameters() -> None:
+    """The published 763,205,315,794 stored values are logical ones: two to a packed byte, block scales not counted."""
+    specs = cached_inventory(load("v41_flash"))
+    counts = parameter_counts(load("v41_flash"))
+    values = sum(spec.num_elements * (2 if spec.dtype == "I8" else 1) for spec in specs if spec.dtype != "F8_E8M0")
+    assert counts.total == values == V41_STORED_VALUES
+    assert counts.memory == V41_ENGRAM == 196_613_849_600
+    assert (format_parameters(counts.backbone), format_parameters(counts.active)) == ("552B", "16B")
+    assert counts.draft == pytest.approx(14.2e9, abs=0.05e9)
+    assert counts.vision == pytest.approx(0.49e9, abs=0.005e9)
+    assert counts.backbone == V41_STORED_VALUES - V41_ENGRAM - counts.draft - counts.vision
+    unused = 40 * (384 - 6) * 3 * 5120 * 2304
+    assert counts.active == counts.backbone - unused - 129280 * 5120
+
+
+V41_LAYER = {
+    "attn.wq_a.weight": ("F8_E4M3", (1280, 5120)), "attn.wq_a.scale": ("F8_E8M0", (40, 160)),
+    "attn.q_norm.weight": ("BF16", (1280,)), "attn.wq_b.weight": ("F8_E4M3", (32768, 1280)),
+    "attn.wq_b.scale": ("F8_E8M0", (1024, 40)), "attn.wkv.weight": ("F8_E4M3", (512, 5120)),
+    "attn.wkv.scale": ("F8_E8M0", (16, 160)), "attn.kv_norm.weight": ("BF16", (512,)),
+    "attn.wo_a.weight": ("F8_E4M3", (8192, 4096)), "attn.wo_a.scale": ("F8_E8M0", (256, 128)),
+    "attn.wo_b.weight": ("F8_E4M3", (5120, 8192)), "attn.wo_b.scale": ("F8_E8M0", (160, 256)),
+    "attn.attn_sink": ("F32", (64,)), "attn_norm.weight": ("BF16", (5120,)), "ffn_norm.weight": ("BF16", (5120,)),
+    "hc_attn_fn": ("F32", (24, 20480)), "hc_ffn_fn": ("F32", (24, 20480)), "hc_attn_base": ("F32", (24,)),
+    "hc_ffn_base": ("F32", (24,)), "hc_attn_scale": ("F32", (3,)), "hc_ffn_scale": ("F32", (3,)),
+    "ffn.gate.weight": ("BF16", (384, 5120)), "ffn.gate.bias": ("F32", (384,)), "ffn.gate.bias_vl": ("F32", (384,)),
+    "ffn.shared_experts.w1.weight": ("F8_E4M3", (2304, 5120)), "ffn.shared_experts.w1.scale": ("F8_E8M0", (72, 160)),
+    "ffn.shared_experts.w3.weight": ("F8_E4M3", (2304, 5120)), "ffn.shared_experts.w3.scale": ("F8_E8M0", (72, 160)),
+    "ffn.shared_experts.w2.weight": ("F8_E4M3", (5120, 2304)), "ffn.shared_experts.w2.scale": ("F8_E8M0", (160, 72)),
+}  # fmt: skip
+V41_EXPERT = {
+    "w1.weight": ("I8", (2304, 2560)), "w1.scale": ("F8_E8M0", (2304, 160)), "w3.weight": ("I8", (2304, 2560)),
+    "w3.scale": ("F8_E8M0", (2304, 160)), "w2.weight": ("I8", (5120, 1152)), "w2.scale": ("F8_E8M0", (5120, 72)),
+}  # fmt: skip
+V41_REINDEX = {
+    "attn.indexer.weights_proj.weight": ("BF16", (32, 5120)), "attn.indexer.wq_b.weight": ("F8_E4M3", (4096, 1280)),
+    "attn.indexer.wq_b.scale": ("F8_E8M0", (128, 40)),
+}  # fmt: skip
+V41_FULL = V41_REINDEX | {
+    "attn.compressor.wkv.weight": ("BF16", (512, 5120)), "attn.compressor.norm.weight": ("BF16", (512,)),
+    "attn.indexer.wk.weight": ("BF16", (128, 512)), "attn.indexer.k_norm.weight": ("BF16", (128,)),
+}  # fmt: skip
+V41_PAIRS = V41_FULL | {"attn.compressor.wgate.weight": ("BF16", (512, 5120))}
+
+
+def v41_engram(rows: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    return {
+        "engram.embed.weight": ("F8_E4M3", (rows, 256)), "engram.embed.scale": ("F8_E8M0", (rows, 8)),
+        "engram.wkv.weight": ("F8_E4M3", (25600, 6144)), "engram.wkv.scale": ("F8_E8M0", (800, 192)),
+        "engram.q_weight": ("BF16", (4, 5120)), "engram.k_weight": ("BF16", (4, 5120)),
+    }  # fmt: skip
+
+
+def test_v41_layers() -> None:
+    """Every tensor of every layer, as the headers of the released shards say."""
+    names = by_name(load("v41_flash"))
+    extras = dict.fromkeys((2, 8, 14), V41_PAIRS) | {20: V41_FULL} | dict.fromkeys((24, 28, 32, 36), V41_REINDEX)
+    tables = {1: v41_engram(384_006_168), 14: v41_engram(384_016_682)}
+    for layer in range(40):
+        prefix = f"layers.{layer}."
+        expected = V41_LAYER | extras.get(layer, {}) | tables.get(layer, {})
+        expected |= {f"ffn.experts.{e}.{name}": kind for e in range(384) for name, kind in V41_EXPERT.items()}
+        assert {name.removeprefix(prefix): kind for name, kind in names.items() if name.startswith(prefix)} == expected
+    for stage in range(3):
+        prefix = f"mtp.{stage}."
+        expected = V41_LAYER | {
+            "ffn.gate.weight": ("BF16", (128, 5120)), "ffn.gate.bias": ("F32", (128,)), "ffn.gate.bias_vl": ("F32", (128,))
+        }  # fmt: skip
+        expected |= {f"ffn.experts.{e}.{name}": kind for e in range(128) for name, kind in V41_EXPERT.items()}
+        if stage == 0:
+            expected |= {"main_proj.weight": ("F8_E4M3", (5120, 15360)), "main_proj.scale": ("F8_E8M0", (160, 480)),
+                         "main_norm.weight": ("BF16", (5120,))}  # fmt: skip
+        if stage == 2:
+            expected |= {"norm.weight": ("BF16", (5120,)), "markov_head.embed.weight": ("BF16", (129280, 256)),
+                         "markov_head.head.weight": ("BF16", (129280, 256)),
+                         "confidence_head.proj.weight": ("BF16", (1, 5376))}  # fmt: skip
+        assert {name.removeprefix(prefix): kind for name, kind in names.items() if name.startswith(prefix)} == expected
+    rest = {name: kind for name, kind in names.items() if not name.startswith(("layers.", "mtp.", "vision.", "aligner."))}
+    assert rest == {"embed.weight": ("BF16", (129280, 5120)), "head.weight": ("BF16", (129280, 5120)),
+                    "norm.weight": ("BF16", (5120,)), "image_start": ("BF16", (5120,)), "image_end": ("BF16", (5120,)),
+                    "image_newline": ("BF16", (5120,))}  # fmt: skip
+
+
+V32_ATTENTION = {
+    "self_attn.q_a_proj": (1536, 7168), "self_attn.q_b_proj": (24576, 1536), "self_attn.kv_a_proj_with_mqa": (576, 7168),
+    "self_attn.kv_b_proj": (32768, 512), "self_attn.o_proj": (7168, 16384), "self_attn.indexer.wq_b": (8192, 1536),
+    "self_attn.indexer.wk": (128, 7168),
+}  # fmt: skip
+V32_NORMS = {
+    "input_layernorm.weight": (7168,), "post_attention_layernorm.weight": (7168,), "self_attn.q_a_layernorm.weight": (1536,),
+    "self_attn.kv_a_layernorm.weight": (512,), "self_attn.indexer.k_norm.weight": (128,),
+    "self_attn.indexer.k_norm.bias": (128,), "self_attn.indexer.weights_proj.weight": (64, 7168),
+}  # fmt: skip
+
+
+def v32_layer(size: int, experts: int) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """A layer by hand: `experts` of width `size` and a shared one, or without experts a dense one of width `size`."""
+    mlps = [f"mlp.experts.{e}." for e in range(experts)] + ["mlp.shared_experts."] if experts else ["mlp."]
+    matrices = V32_ATTENTION | {
+        f"{mlp}{name}": (7168, size) if name == "down_proj" else (size, 7168)
+        for mlp in mlps
+        for name in ("gate_proj", "up_proj", "down_proj")
+    }
+    found: dict[str, tuple[str, tuple[int, ...]]] = {name: ("BF16", shape) for name, shape in V32_NORMS.items()}
+    for name, (rows, columns) in matrices.items():
+        found[f"{name}.weight"] = ("F8_E4M3", (rows, columns))
+        found[f"{name}.weight_scale_inv"] = ("F32", (-(-rows // 128), -(-columns // 128)))
+    if experts:
+        found |= {"mlp.gate.weight": ("BF16", (256, 7168)), "mlp.gate.e_score_correction_bias": ("F32", (256,))}
+    return found
+
+
+def test_v32_layers() -> None:
+    """Names and shapes of the hub's layout."""
+    config = load("v32")
+    names = by_name(config)
+    dense, moe = v32_layer(18432, 0), v32_layer(2048, 256)
+    for layer in range(62):
+        prefix = f"model.layers.{layer}."
+        expected = dense if layer < 3 else moe
+        if layer == 61:
+            expected = moe | {f"{name}.weight": ("BF16", (7168,)) for name in ("enorm", "hnorm", "shared_head.norm")}
+            expected |= {"eh_proj.weight": ("F8_E4M3", (7168, 14336)), "eh_proj.weight_scale_inv": ("F32", (56, 112))}
+        assert {name.removeprefix(prefix): kind for name, kind in names.items() if name.startswith(prefix)} == expected
+    assert {name for name in names if not name.startswith("model.layers.")} == {
+        "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+    }  # fmt: skip
+    assert optional_aliases(config) == {
+        "model.layers.61.embed_tokens.weight": "model.embed_tokens.weight",
+        "model.layers.61.shared_head.head.weight": "lm_head.weight",
+    }
+
+
+def test_v32_parameters() -> None:
+    """No totals are published for V3.2; without its indexers it is V3, which is known as 671B with 37B active.
+
+    The sum is made from matrices alone, without the inventory.
+    """
+    counts = parameter_counts(load("v32"))
+    d, expert = 7168, 3 * 7168 * 2048
+    indexer = 8192 * 1536 + 128 * d + 2 * 128 + 64 * d
+    attention = 1536 * d + 24576 * 1536 + 576 * d + 32768 * 512 + d * 16384 + 1536 + 512
+    common = attention + indexer + 2 * d
+    moe = common + 257 * expert + 256 * d + 256
+    assert counts.backbone == 3 * (common + 3 * d * 18432) + 58 * moe + 2 * 129280 * d + d
+    assert counts.draft == moe + 3 * d + 2 * d * d
+    assert counts.active == counts.backbone - 58 * 248 * expert - 129280 * d
+    assert counts.total == counts.backbone + counts.draft
+    assert format_parameters(counts.backbone - 61 * indexer) == "671B"
+    assert format_parameters(counts.active - 61 * indexer) == "37B"
+    # Stored once more with the draft stage, the embedding and the head make the 685B under which the files are listed.
+    assert format_parameters(counts.total + 2 * 129280 * d) == "685B"
+
+
+@pytest.mark.parametrize("folder", ["bf16", "fp8_fp4"])
+def test_v41_goldens(folder: str, golden_v41: Path) -> None:
+    if not (golden_v41 / folder).is_dir():
+        pytest.skip("only part of the goldens is here")
+    config = ModelConfig.from_file(golden_v41 / folder)
+    assert by_name(config) == headers(golden_v41 / folder)
+    checkpoint = Checkpoint.open(golden_v41 / folder)
+    checkpoint.validate(inventory(config), optional_aliases(config))
+    assert checkpoint.has_draft
+
+
+@pytest.mark.parametrize("folder", ["bf16", "fp8"])
+def test_v32_goldens(folder: str, golden_v32: Path) -> None:
+    if not (golden_v32 / folder).is_dir():
+        pytest.skip("only part of the goldens is here")
+    config = ModelConfig.from_file(golden_v32 / folder)
+    stored = headers(golden_v32 / folder)
+    for alias, name in optional_aliases(config).items():
+        assert stored.pop(alias) == stored[name]
+    for spec in inventory(config):
+        dtype, shape = stored.pop(spec.name)
+        assert dtype in (spec.dtype, *spec.also) and shape == spec.shape, spec.name
+    assert not stored
+    checkpoint = Checkpoint.open(golden_v32 / folder)
+    checkpoint.validate(inventory(config), optional_aliases(config))
+    assert checkpoint.has_draft
