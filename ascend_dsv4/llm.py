@@ -29,17 +29,23 @@ from ascend_dsv4.model.decoder import ForwardConfig
 from ascend_dsv4.model.dspark import draft_forward
 from ascend_dsv4.model.inventory import inventory, optional_aliases
 from ascend_dsv4.model.loader import WeightLoader, as_stored, resident_bytes
+from ascend_dsv4.model.vision_weights import vision_weights
 from ascend_dsv4.model.weight_trees import dspark_weights, model_weights, mtp_weights
 from ascend_dsv4.model.weights import ModelWeights
+from ascend_dsv4.runner.batch import PlacedRows
 from ascend_dsv4.runner.graphs import ModelGraphs, trace_dspark, trace_model, trace_mtp
 from ascend_dsv4.runner.runner import LayerTap, ModelRunner
+from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder, place_images, vision_graphs
 from ascend_dsv4.spec_decode.drafter import Drafter
 from ascend_dsv4.spec_decode.ngram import NgramDrafter
 from ascend_dsv4.spec_decode.stages import Drafts, DraftStages
 from ascend_dsv4.tokenizer.completion import CompletionText
 from ascend_dsv4.tokenizer.tokenizer import Tokenizer
+from ascend_dsv4.vision.decode import ImageInput, open_image
 
 Prompt = str | Sequence[int]
+Images = Sequence[ImageInput]
+"""In the order in which the prompt names them."""
 STAGED = ("mtp", "dspark")
 """Drafters that are stages of the checkpoint."""
 _PROMPT_ONLY = SamplingParams(max_tokens=0)
@@ -120,24 +126,31 @@ class LLM:
             loaded = self._loader.load(params, advance)
         self.runner = ModelRunner(self.config, self.engine_config, plan, self.graphs, loaded, self.backend, memory)
         self.engine = Engine(self.config, self.engine_config, self.runner, drafter=self._drafter())
+        self._vision: VisionEncoder | None = None
         self._texts: dict[Request, CompletionText] = {}
         """Of requests under way, whoever makes the steps."""
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        images: Sequence[Images] | None = None,
     ) -> list[RequestOutput]:
         """Complete one or several prompts, text or token ids. Text is tokenised as it stands; nothing is added.
 
-        `params` is one for all or one per prompt; a prompt with n > 1 gives n outputs in a row. Raises RequestError for a
-        prompt that cannot be served; then none runs.
+        `params` is one for all or one per prompt; a prompt with n > 1 gives n outputs in a row. `images` are the images of each
+        prompt, in the order of the image tokens in it. Raises RequestError for a prompt that cannot be served; then none runs.
         """
-        ids = [self._encode(prompt) for prompt in _as_list(prompts)]
+        each_images = [()] * len(_as_list(prompts)) if images is None else images
+        if len(each_images) != len(_as_list(prompts)):
+            raise RequestError(f"{len(_as_list(prompts))} prompts but {len(each_images)} lists of images; give one for each")
+        ids = [self._prompt(*pair) for pair in zip(_as_list(prompts), each_images, strict=True)]
         each = [params or SamplingParams()] * len(ids) if params is None or isinstance(params, SamplingParams) else params
         if len(each) != len(ids):
             raise RequestError(f"{len(ids)} prompts but {len(each)} sampling parameters; give one for all, or one each")
         requests = [
-            self.engine.make_request(prompt_ids, one, sample_index=i)
-            for prompt_ids, one in zip(ids, each, strict=True)
+            self.engine.make_request(prompt_ids, one, sample_index=i, images=placed)
+            for (prompt_ids, placed), one in zip(ids, each, strict=True)
             for i in range(one.n)
         ]
         try:
@@ -149,7 +162,9 @@ class LLM:
             for request in requests:
                 self._end(request)  # nothing is left behind if Ctrl-C came
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[NewToken, None, None]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, images: Images = ()
+    ) -> Generator[NewToken, None, None]:
         """Tokens of one completion as they come. Closing the iterator early abandons the request.
 
         Several streams may be open, and other calls made meanwhile; each step serves all of them.
@@ -159,7 +174,8 @@ class LLM:
                 f"stream: n={params.n}, max_tokens={params.max_tokens}: expected n=1 and at least 1 token, because a stream is "
                 "one completion. Use generate for others."
             )
-        request = self.engine.make_request(self._encode(prompt), params or SamplingParams())
+        prompt_ids, placed = self._prompt(prompt, images)
+        request = self.engine.make_request(prompt_ids, params or SamplingParams(), images=placed)
         seen = 0
         try:
             self._add(request)
@@ -174,10 +190,15 @@ class LLM:
         if request.error is not None:
             raise RequestError(request.error)
 
-    def logits(self, token_ids: Sequence[int], chunk_size: int | None = None, images: None = None) -> np.ndarray:
-        """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step."""
-        _no_images(images)
-        request = self.engine.submit(token_ids, _PROMPT_ONLY, keep_logits=True, chunk_size=chunk_size)
+    def logits(
+        self, token_ids: Sequence[int], chunk_size: int | None = None, images: Images | None = None
+    ) -> np.ndarray:
+        """Teacher-forced logits, float32 [num_tokens, vocab_size]. `chunk_size` bounds the tokens of a step.
+
+        An image takes as many rows as it has tokens, whether `token_ids` has one image token for it or all of them.
+        """
+        prompt_ids, placed = self._prompt(token_ids, images or ())
+        request = self.engine.submit(prompt_ids, _PROMPT_ONLY, keep_logits=True, chunk_size=chunk_size, images=placed)
         try:
             self._run([request])
         finally:
@@ -198,18 +219,18 @@ class LLM:
             self.engine.finish(request)
         return [np.concatenate(chunks) for chunks in parts]
 
-    def trace(self, token_ids: Sequence[int], images: None = None) -> dict[str, np.ndarray]:
+    def trace(self, token_ids: Sequence[int], images: Images | None = None) -> dict[str, np.ndarray]:
         """Every module tensor by name ("layer3.attn_in", "layer1.indexer.topk", …), for all positions.
 
         Raises RequestError while a stream is open.
         """
-        _no_images(images)
+        prompt_ids, placed = self._prompt(token_ids, images or ())
         self._check_idle("trace")
         modules = ModuleTensors(self.backend.to_host)
         # An engine of its own over the same caches: they are free, and rows of padding would be in the way.
         plain = self.engine_config.replace(batch_bucket=1)
         engine = Engine(self.config, plain, self.runner.observed(modules.observer, plain))
-        request = engine.submit(token_ids, _PROMPT_ONLY)
+        request = engine.submit(prompt_ids, _PROMPT_ONLY, images=placed)
         while not request.is_finished:
             engine.step()
         return modules.result()
@@ -253,6 +274,31 @@ class LLM:
         if self.engine_config.speculative in STAGED:
             return self._stages.attach(self.runner, self._forward)
         return NgramDrafter() if self.engine_config.speculative == "ngram" else None
+
+    def encode_image(self, image: ImageInput) -> EncodedImage:
+        """An image as it enters the model. The vision tower is loaded at the first one.
+
+        raises  UnsupportedError if the model reads no images, RequestError for one that cannot be read
+        """
+        if self.config.vision is None:
+            raise UnsupportedError(
+                "images: got one, but this model has no vision tower (no vision_config in its config.json). Leave images out."
+            )
+        if self._vision is None:
+            params = vision_weights(self.config.vision, self.config.hidden_size, self.engine_config.weights)
+            graphs = vision_graphs(self.config.vision, self.engine_config.dtype, params)
+            loaded = self._loader.load(params, lambda _: None)
+            self._vision = VisionEncoder(self.config.vision, graphs, loaded, self.backend)
+        return self._vision.encode(open_image(image))
+
+    def _prompt(self, prompt: Prompt, images: Images) -> tuple[Sequence[int], tuple[PlacedRows, ...]]:
+        """Token ids of a prompt, and what stands in the place of its image tokens."""
+        token_ids = self._encode(prompt)
+        if not images:
+            return token_ids, ()
+        encoded = [self.encode_image(image) for image in images]
+        assert self.config.image_token_id is not None
+        return place_images(self.engine.check_prompt(token_ids), encoded, self.config.image_token_id)
 
     def _encode(self, prompt: Prompt) -> Sequence[int]:
         if not isinstance(prompt, str):
@@ -362,11 +408,6 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], Integral)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _no_images(images: None) -> None:
-    if images is not None:
-        raise UnsupportedError("images: this model has no vision tower; leave images=None")
 
 
 @contextmanager

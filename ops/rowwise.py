@@ -9,6 +9,8 @@ leaves a single value is split between threads.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,12 @@ TILE_ROWS = 16
 """Rows of every matrix product; shorter inputs are padded with zeros, so the kernel always sees the same shape."""
 ALIGNED_COLUMNS = 16
 """Columns between the starts of two rows are a multiple of this: 64 bytes in float32, the widest vector register."""
+
+
+VECTOR_ELEMENTS = 64
+"""A multiple of what an elementwise kernel takes at once: two vector registers of float32 or of float64."""
+PIECE_ELEMENTS = 16384
+"""Elements that torch leaves to one thread; it splits from 32,768 on."""
 
 
 def accumulate_dtype(x: Tensor) -> torch.dtype:
@@ -57,9 +65,25 @@ def row_mean_square(x: Tensor) -> Tensor:
 
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + e^-x)."""
-    return 1 / (1 + torch.exp(-x))
+    return _whole_vectors(torch.sigmoid, x)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + e^-x)."""
+    return _whole_vectors(torch.nn.functional.silu, x)
+
+
+def _whole_vectors(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """An elementwise function in pieces that fill whole vector registers and that torch does not split between threads."""
+    size = x.numel()
+    pieces = x.new_zeros(size + -size % VECTOR_ELEMENTS)
+    pieces[:size] = x.reshape(-1)
+    for start in range(0, size, PIECE_ELEMENTS):
+        piece = pieces[start : start + PIECE_ELEMENTS]
+        piece.copy_(function(piece))
+    return pieces[:size].reshape(x.shape)
 
 
 def softplus(x: Tensor) -> Tensor:
     """ln(1 + e^x); the identity above 20, where float32 can no longer tell the difference."""
-    return torch.where(x > 20, x, torch.log1p(torch.exp(torch.clamp(x, max=20))))
+    return _whole_vectors(torch.nn.functional.softplus, x)

@@ -220,14 +220,20 @@ def test_missing_and_surplus_tensors_are_listed_before_anything_is_read(golden_v
     assert "wo_b.weight" in str(error.value)
 
 
-def test_dspark_checkpoints_generate_but_do_not_draft(tmp_path: Path) -> None:
+def test_dspark_checkpoints_of_v4_draft(tmp_path: Path) -> None:
+    """By structure: no reference output exists for the drafter of V4."""
     write_checkpoint(tmp_path, {**CONFIG, **DSPARK})
     model = LLM(tmp_path, max_model_len=512, progress=False)
     assert (model.config.draft_method, model.config.num_draft_stages) == ("dspark", 3)
-    assert len(model.generate([5, 6, 7], GREEDY)[0].token_ids) == 4
-    for method in ("dspark", "mtp"):
-        with pytest.raises(UnsupportedError, match="DSpark weights are recognised and validated"):
-            model.draft([5, 6, 7], method)
+    expected = model.generate([5, 6, 7], GREEDY)[0].token_ids
+    ids, logits, confidences = model.draft([5, 6, 7], "dspark")
+    assert confidences is not None
+    assert (ids.shape, logits.shape, confidences.shape) == ((5,), (5, model.config.vocab_size), (5,))
+    assert LLM(tmp_path, max_model_len=512, speculative="dspark", progress=False).generate([5, 6, 7], GREEDY)[
+        0
+    ].token_ids == expected
+    with pytest.raises(UnsupportedError, match="carries dspark draft stages"):
+        model.draft([5, 6, 7], "mtp")
 
 
 def test_images_are_refused(llm: LLM) -> None:

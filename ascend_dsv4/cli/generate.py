@@ -94,6 +94,8 @@ def open_model(model: Path, engine: EngineConfig) -> LLM:
     )
     if llm.config.draft_method == "dspark":
         note("this checkpoint has DSpark draft stages, which this version does not run; the backbone generates alone")
+    if engine.speculative != "none":
+        note(f"speculative decoding: {engine.speculative}, {engine.num_drafts} tokens ahead")
     return llm
 
 
@@ -114,6 +116,8 @@ def complete(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams, *, as_
             "implementation": llm.backend.bound_ops().implementation,
             "outputs": [_output_json(output) for output in outputs],
             "num_output_tokens": num_tokens,
+            "num_draft_tokens": llm.engine.stats.num_draft_tokens,
+            "num_accepted_tokens": llm.engine.stats.num_accepted_tokens,
             "seconds": seconds,
             "tokens_per_second": num_tokens / seconds,
         })  # fmt: skip
@@ -136,7 +140,7 @@ def _print_outputs(llm: LLM, prompts: Sequence[Prompt], outputs: Sequence[Reques
         answer.end()
         _print_logprobs(llm, output.token_ids, output.logprobs)
     num_tokens = sum(len(output.token_ids) for output in outputs)
-    note(f"{len(prompts)} prompts, {num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.1f} tokens/s")
+    note(f"{len(prompts)} prompts, {num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.1f} tokens/s{_accepted(llm)}")
 
 
 def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
@@ -165,13 +169,19 @@ def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
         _print_logprobs(llm, request.output_ids, request.logprobs)
     note(
         f"{len(request.prompt_ids)} prompt tokens, first token after {times[0] - start:.2f} s; {len(times)} tokens, ended by "
-        f"{request.finish_reason}{_speed(times)}"
+        f"{request.finish_reason}{_speed(times)}{_accepted(llm)}"
     )
 
 
 def _speed(times: Sequence[float]) -> str:
     """Decode speed from the times at which tokens came."""
     return f", {(len(times) - 1) / (times[-1] - times[0]):.1f} tokens/s after the first" if len(times) > 1 else ""
+
+
+def _accepted(llm: LLM) -> str:
+    """What became of drafts, if there were any."""
+    stats = llm.engine.stats
+    return f"; {stats.num_accepted_tokens} of {stats.num_draft_tokens} drafts accepted" if stats.num_draft_tokens else ""
 
 
 def _output_json(output: RequestOutput) -> dict[str, Any]:

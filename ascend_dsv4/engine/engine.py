@@ -23,9 +23,9 @@ from ascend_dsv4.engine.speculation import Speculation, accepted
 from ascend_dsv4.engine.stats import EngineStats
 from ascend_dsv4.errors import RequestError
 from ascend_dsv4.kv_cache.manager import CacheManager
-from ascend_dsv4.runner.batch import StepRequest
+from ascend_dsv4.runner.batch import PlacedRows, StepRequest
 from ascend_dsv4.runner.runner import Forward, LayerTap, ModelRunner
-from ascend_dsv4.runner.sampler import adjusted, sample
+from ascend_dsv4.runner.sampler import LogitChanges, adjusted, sample
 from ascend_dsv4.spec_decode.drafter import Drafter
 
 
@@ -81,6 +81,7 @@ class Engine:
         constraint: TokenConstraint | None = None,
         keep_logits: bool = False,
         chunk_size: int | None = None,
+        images: tuple[PlacedRows, ...] = (),
     ) -> Request:
         """A request for `add`.
 
@@ -89,10 +90,12 @@ class Engine:
         constraint     what tokens may be drawn; moves with this request alone
         keep_logits    keep the logits of every prompt token
         chunk_size     prompt tokens of a step at most
+        images         what stands in the place of image tokens
 
         Raises RequestError for an empty or too long prompt, an id outside the vocabulary, or a bad chunk_size.
         """
         prompt_ids = self.check_prompt(prompt_ids)
+        self._check_images(prompt_ids, images)
         if chunk_size is not None and chunk_size < 1:
             raise RequestError(f"chunk_size={chunk_size}: expected at least 1, or None for the scheduler's choice")
         room = self.runner.plan.max_model_len - len(prompt_ids)
@@ -120,6 +123,7 @@ class Engine:
             constraint=constraint,
             chunk_size=chunk_size,
             keep_logits=keep_logits,
+            images=images,
         )
 
     def add(self, request: Request) -> None:
@@ -191,6 +195,18 @@ class Engine:
         """The ids of a prompt. Raises RequestError if the model cannot process them."""
         return check_prompt(prompt, self.config, self.runner.plan.max_model_len)
 
+    def _check_images(self, prompt_ids: tuple[int, ...], images: tuple[PlacedRows, ...]) -> None:
+        """Every image token has a row to stand for it, and nothing else has."""
+        token, covered = self.config.image_token_id, set[int]()
+        for image in images:
+            covered.update(range(image.start, image.end))
+        found = {position for position, token_id in enumerate(prompt_ids) if token_id == token}
+        if covered != found:
+            raise RequestError(
+                f"image token {token} at position {min(covered ^ found)}: expected it exactly where an image stands, because "
+                "its embedding is the image's. Send the image with the prompt, or take the token out."
+            )
+
     def _expire(self) -> None:
         """End requests whose deadline has passed."""
         now = self.clock()
@@ -255,7 +271,7 @@ class Engine:
             end = first + num_drafts + 1
             targets = None
             if num_drafts and request.num_whole_drafts:
-                changes = logit_changes(requests[first:end], self.config.vocab_size, ahead[first:end])
+                changes = self._changes(requests[first:end], ahead[first:end])
                 backend = self.runner.backend
                 targets = backend.to_host(adjusted(backend, logits[first:end], changes))
             tokens = accepted(request, num_drafts, ids[first:end], targets)
@@ -274,8 +290,12 @@ class Engine:
             [request.params for request in requests],
             [request.seed for request in requests],
             [request.num_tokens + len(ids) for request, ids in zip(requests, ahead, strict=True)],
-            logit_changes(requests, self.config.vocab_size, ahead),
+            self._changes(requests, ahead),
         )
+
+    def _changes(self, requests: Sequence[Request], ahead: Sequence[Sequence[int]]) -> LogitChanges | None:
+        # A drawn image token would stand for an image that is not there.
+        return logit_changes(requests, self.config.vocab_size, ahead, self.config.image_token_id)
 
     def _append(self, request: Request, tokens: Sequence[int], logits: Tensor) -> int:
         """Add new tokens to a request, up to one that ends it. Returns how many; -1 among them is an error."""

@@ -13,20 +13,26 @@ from ascend_dsv4.runner.sampler import LogitChanges
 
 
 def logit_changes(
-    requests: Sequence[Request], vocab_size: int, ahead: Sequence[Sequence[int]] | None = None
+    requests: Sequence[Request],
+    vocab_size: int,
+    ahead: Sequence[Sequence[int]] | None = None,
+    barred: int | None = None,
 ) -> LogitChanges | None:
     """What these requests, one per row of logits, change before the draw; None if nothing.
 
-    ahead   per row, tokens that count as drawn already; none for a request with a constraint, which knows its output only
+    ahead    per row, tokens that count as drawn already; none for a request with a constraint, which knows its output only
+    barred   an id that no request may draw, whatever else it allows
     """
-    if all(_is_plain(request) for request in requests):
+    if barred is None and all(_is_plain(request) for request in requests):
         return None
     allowed = np.full((len(requests), -(-vocab_size // 32)), -1, np.int32)
     is_masked = [request.constraint is not None and request.constraint.fill(allowed[i]) for i, request in enumerate(requests)]
+    if barred is not None:
+        allowed[:, barred // 32] &= np.array([~(1 << barred % 32)]).astype(np.int32)
     drawn = [()] * len(requests) if ahead is None else ahead
     pairs = enumerate(zip(requests, drawn, strict=True))
     parts = [(i, *part) for i, (request, ids) in pairs if (part := _of_request(request, ids)) is not None]
-    if not parts and not any(is_masked):
+    if barred is None and not parts and not any(is_masked):
         return None
     return LogitChanges(
         rows=np.concatenate([np.zeros(0, np.int32), *(np.full(len(ids), i, np.int32) for i, ids, _, _ in parts)]),

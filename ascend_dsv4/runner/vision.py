@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,12 +15,14 @@ from PIL import Image
 
 from ascend_dsv4.backend.base import Backend
 from ascend_dsv4.config.vision_config import VisionConfig
+from ascend_dsv4.errors import RequestError
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.trace import trace
 from ascend_dsv4.graph.tree import leaves, map_leaves
 from ascend_dsv4.model.vision import VisionForwardConfig, aligner, aligner_inputs, tower_inputs, vision_tables, vision_tower
 from ascend_dsv4.model.vision_weights import VisionWeights
 from ascend_dsv4.model.weights import is_parameter
+from ascend_dsv4.runner.batch import PlacedRows
 from ascend_dsv4.vision.layout import END, IMAGE, NEWLINE, START, image_token_types
 from ascend_dsv4.vision.preprocess import preprocess
 
@@ -51,6 +54,34 @@ def vision_graphs(config: VisionConfig, dtype: str, params: VisionWeights) -> tu
         graph("vision_tower", vision_tower, params.tower, tower_inputs(config)),
         graph("aligner", aligner, params.aligner, aligner_inputs(cfg)),
     )
+
+
+def place_images(
+    token_ids: Sequence[int], images: Sequence[EncodedImage], image_token_id: int
+) -> tuple[list[int], tuple[PlacedRows, ...]]:
+    """A prompt with as many image tokens as its images take, and where each image stands.
+
+    In `token_ids` an image is one image token, or has its full number already. raises RequestError if they do not match.
+    """
+    ids: list[int] = []
+    placed: list[PlacedRows] = []
+    at = 0
+    while at < len(token_ids):
+        if token_ids[at] != image_token_id or len(placed) == len(images):
+            ids.append(token_ids[at])
+            at += 1
+            continue
+        rows = images[len(placed)].rows
+        span = [image_token_id] * len(rows)
+        at += len(rows) if list(token_ids[at : at + len(rows)]) == span else 1
+        placed.append(PlacedRows(len(ids), rows))
+        ids += span
+    if len(placed) < len(images) or ids.count(image_token_id) != sum(len(image.rows) for image in placed):
+        raise RequestError(
+            f"images: got {len(images)}, and {list(token_ids).count(image_token_id)} image tokens (id {image_token_id}) in the "
+            "prompt, expected one for each image, because it says where the image stands. Send as many of both."
+        )
+    return ids, tuple(placed)
 
 
 class VisionEncoder:

@@ -263,14 +263,13 @@ class RequestStatus(Answer):
 
 
 class SpeculationStatus(Answer):
-    """What became of drafted tokens; the list has the first position first."""
+    """What became of drafted tokens."""
 
     method: str
     num_speculative_tokens: Count
     drafts: Count
     draft_tokens: Count
     accepted_tokens: Count
-    accepted_per_position: list[Count]
 
 
 class CacheStatus(Answer):

@@ -152,7 +152,6 @@ class PlainRoutes:
                 "drafts": engine.stats.num_drafts,
                 "draft_tokens": engine.stats.num_draft_tokens,
                 "accepted_tokens": engine.stats.num_accepted_tokens,
-                "accepted_per_position": engine.stats.num_accepted_at[: options.num_drafts],
             },
             "throughput": metrics.throughput(),
             "caches": [

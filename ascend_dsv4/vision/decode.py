@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -45,6 +46,25 @@ class ImageLimits:
 
 
 DEFAULT_LIMITS: Final = ImageLimits()
+
+
+ImageInput = Image.Image | bytes | str | Path
+"""An image that is open, the bytes of a file, or a path."""
+
+
+def open_image(image: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:
+    """The image behind any of them. raises RequestError as `decode_image`, and for a file that cannot be read."""
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, str | Path):
+        try:
+            with open(image, "rb") as file:
+                image = file.read(limits.max_bytes + 1)
+        except OSError as error:
+            raise RequestError(
+                f"image {str(image)!r}: cannot be read ({error.strerror}), expected an image file. Check the path."
+            ) from error
+    return decode_image(image, limits)
 
 
 def decode_image(data: bytes, limits: ImageLimits = DEFAULT_LIMITS) -> Image.Image:

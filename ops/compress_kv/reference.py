@@ -31,11 +31,13 @@ def covered_rows(
 def pool(kv: Tensor, logits: Tensor) -> Tensor:
     """Per-channel softmax over axis 1 of `logits`, weighing `kv`; terms are added in order of position."""
     powers = torch.exp(logits - logits.amax(1, keepdim=True))
-    total, norm = kv[:, 0] * powers[:, 0], powers[:, 0]
+    norm = powers[:, 0]
     for j in range(1, kv.shape[1]):
-        total = total + kv[:, j] * powers[:, j]
         norm = norm + powers[:, j]
-    return total / norm
+    total = powers[:, 0] / norm * kv[:, 0]
+    for j in range(1, kv.shape[1]):
+        total = total + powers[:, j] / norm * kv[:, j]
+    return total
 
 
 def pooled_entries(covered: Tensor, closing_positions: Tensor, ratio: int, head_dim: int) -> Tensor:

@@ -30,9 +30,8 @@ def engram_gate(
     keys, value = keys_and_value[:, :hc_mult], keys_and_value[:, hc_mult:]
     weight = q_weight.to(dtype) * k_weight.to(dtype)
     dot = row_sum(h * weight * keys).unsqueeze(-1)  # [num_tokens, hc_mult, 1]
-    for x in (h, keys):
-        dot = dot * torch.rsqrt(row_mean_square(x) + eps)
-    dot = dot * hidden_size**-0.5
+    inverse_rms = torch.rsqrt(row_mean_square(h) + eps) * torch.rsqrt(row_mean_square(keys) + eps)
+    dot = dot * inverse_rms * hidden_size**-0.5
     root = dot.abs().clamp(min=SMALLEST_DOT).sqrt()
     gate = sigmoid(torch.copysign(root, dot) if sign_of_zero else torch.sign(dot) * root)
     y = (h + gate * value).to(streams.dtype)

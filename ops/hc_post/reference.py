@@ -15,10 +15,10 @@ from ascend_dsv4.ops.rowwise import accumulate_dtype
 def hc_post(x: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
     dtype = accumulate_dtype(streams)
     wide, out, weights = streams.to(dtype), x.to(dtype), comb.to(dtype)
-    mixed = []
+    added = []
     for j in range(streams.shape[1]):
-        total = post[:, j, None].to(dtype) * out
-        for i in range(streams.shape[1]):
-            total = total + weights[:, i, j, None] * wide[:, i]
-        mixed.append(total)
-    return torch.stack(mixed, dim=1).to(streams.dtype)
+        mixed = weights[:, 0, j, None] * wide[:, 0]
+        for i in range(1, streams.shape[1]):
+            mixed = mixed + weights[:, i, j, None] * wide[:, i]
+        added.append(post[:, j, None].to(dtype) * out + mixed)
+    return torch.stack(added, dim=1).to(streams.dtype)

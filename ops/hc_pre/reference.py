@@ -60,7 +60,6 @@ def hc_pre(
     pre = sigmoid(u[:, :n] * scale[0] + base[:n]) + hc_eps
     post = 2 * sigmoid(u[:, n : 2 * n] * scale[1] + base[n : 2 * n])
     logits = (u[:, 2 * n :] * scale[2] + base[2 * n :]).reshape(num_tokens, n, n)
-    powers = torch.exp(logits - logits.amax(-1, keepdim=True))
-    comb = sinkhorn(powers / _sum(powers, 2) + hc_eps, sinkhorn_iters, hc_eps)
+    comb = sinkhorn(torch.softmax(logits, -1) + hc_eps, sinkhorn_iters, hc_eps)
     x = collapse_streams(streams, pre if mix is None else mix.to(pre.dtype))
     return x, post.float(), comb.float(), pre.float()

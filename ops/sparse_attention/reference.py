@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ascend_dsv4.ops.registry import implements
-from ascend_dsv4.ops.rowwise import accumulate_dtype, aligned_rows
+from ascend_dsv4.ops.rowwise import accumulate_dtype, aligned_rows, row_sum
 from ascend_dsv4.ops.sparse_attention import SPEC
 
 ENTRY_STEP = 64
@@ -16,8 +16,8 @@ ENTRY_STEP = 64
 
 def window_rows(win_kv: Tensor, blocks: Tensor, position: int, window: int) -> tuple[Tensor, Tensor]:
     """Window keys of one query by position, [window, head_dim], and which of them exist."""
-    at = torch.arange(position - window + 1, position + 1, device=win_kv.device)
-    exists, at = at >= 0, at.clamp(min=0)
+    at = max(0, position - window + 1) + torch.arange(window, device=win_kv.device)
+    exists, at = at <= position, at.clamp(max=position)
     block = blocks[(at // win_kv.shape[1]) % blocks.shape[0]].long()
     return win_kv.reshape(-1, win_kv.shape[-1])[block * win_kv.shape[1] + at % win_kv.shape[1]], exists
 
@@ -36,9 +36,9 @@ def attend(q: Tensor, keys: Tensor, exists: Tensor, sink: Tensor, scale: float) 
     keys = torch.where(exists[:, None], keys, 0)  # what lies in a slot that does not exist must not reach the sum
     products = torch.mm(aligned_rows(q, q.shape[0]), keys.t())
     scores = torch.where(exists, products * scale, -torch.inf)
-    top = torch.maximum(scores.amax(-1), sink)[:, None]
+    top = scores.amax(-1, keepdim=True)
     powers = torch.exp(scores - top)
-    return torch.mm(powers, keys) / (powers.sum(-1, keepdim=True) + torch.exp(sink[:, None] - top))
+    return torch.mm(powers / (row_sum(powers).unsqueeze(-1) + torch.exp(sink[:, None] - top)), keys)
 
 
 @implements(SPEC, "reference")

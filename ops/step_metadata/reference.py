@@ -13,4 +13,5 @@ from ascend_dsv4.ops.step_metadata import SPEC
 @implements(SPEC, "reference")
 def step_metadata(positions: Tensor, inv_freq: Tensor, *, offset: int) -> tuple[Tensor, Tensor]:
     angles = (positions + offset).float().unsqueeze(-1) * inv_freq
-    return torch.cos(angles), torch.sin(angles)
+    turns = torch.polar(torch.ones_like(angles), angles)
+    return turns.real.contiguous(), turns.imag.contiguous()

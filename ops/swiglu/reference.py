@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ascend_dsv4.ops.registry import implements
-from ascend_dsv4.ops.rowwise import accumulate_dtype, sigmoid
+from ascend_dsv4.ops.rowwise import accumulate_dtype, silu
 from ascend_dsv4.ops.swiglu import SPEC
 
 
@@ -14,4 +14,4 @@ from ascend_dsv4.ops.swiglu import SPEC
 def swiglu(gate: Tensor, up: Tensor, *, limit: float) -> Tensor:
     dtype = accumulate_dtype(gate)
     g = gate.to(dtype).clamp(max=limit)
-    return (g * sigmoid(g) * up.to(dtype).clamp(-limit, limit)).to(gate.dtype).contiguous()
+    return (silu(g) * up.to(dtype).clamp(-limit, limit)).to(gate.dtype).contiguous()

@@ -19,6 +19,7 @@ import httpx
 from ascend_dsv4 import LLM
 from ascend_dsv4.config.server_config import ServerConfig
 from ascend_dsv4.engine.request import Request
+from ascend_dsv4.engine.stats import EngineStats
 from ascend_dsv4.server.process import Connection, HttpServer
 from ascend_dsv4.server.service import Service
 
@@ -134,8 +135,8 @@ class InProcess:
 
     def __init__(self, llm: LLM, options: dict[str, Any], send_buffer: int | None = None) -> None:
         self.engine = llm.engine
-        for name in dataclasses.asdict(llm.engine.stats):
-            setattr(llm.engine.stats, name, 0)
+        for name, value in dataclasses.asdict(EngineStats()).items():
+            setattr(llm.engine.stats, name, value)
         self.server = ServerConfig(**{"drain_timeout_s": 0, **options})
         self.service = Service(llm.engine, llm.tokenizer, "demo", self.server)
         self.http = HttpServer(self.service)

@@ -29,6 +29,10 @@ SHAPE: dict[str, Any] = {
         "finished": dict.fromkeys(("stop", "length", "abort", "error", "timeout"), "number"),
     },
     "tokens": {"prompt": "number", "generation": "number"},
+    "speculation": {
+        "method": "text",
+        **dict.fromkeys(("num_speculative_tokens", "drafts", "draft_tokens", "accepted_tokens"), "number"),
+    },
     "throughput": {**RATES, "window_seconds": "number"},
     "caches": [{"group": "text", "used_blocks": "number", "num_blocks": "number"}],
     "latency_ms": {"ttft": PERCENTILES, "itl": PERCENTILES},
