@@ -3,7 +3,7 @@
 
 Blocks come from one pool per group, shared by all layers: a request holds one block table per group.
 
-    window      win_kv (and draft_kv): one row per token, given back once the window has passed
+    window      win_kv (and those of draft stages): one row per token, given back once the window has passed
     cmp<ratio>  cmp_kv, mla_kv, idx_kv: one row per `ratio` tokens, kept as long as the request
     state       cmp_state, idx_state, pair_state: one slot per request, rows addressed by position
 """
@@ -108,15 +108,14 @@ def _state(name: str, ratio: int, head_dim: int, num_drafts: int) -> CacheSpec:
 
 
 def draft_caches(config: ModelConfig, engine: EngineConfig) -> tuple[CacheSpec, ...]:
-    """One such cache per stage of the block drafter."""
-    cache = draft_cache(config, engine)
-    return tuple(replace(cache, name=f"{cache.name}{stage}") for stage in range(config.num_draft_stages))
+    """The caches of the draft stages; they lie in the same blocks as the backbone's.
 
-
-def draft_cache(config: ModelConfig, engine: EngineConfig) -> CacheSpec:
-    """Window rows of a draft stage; they lie in the same blocks as the backbone's."""
-    window = layer_caches(config, engine, draft_layer(config))[0]
-    return CacheSpec("draft_kv", window.group, window.block_rows, window.row_shape, window.dtype)
+    The MTP stage has those of a layer, under their names. A stage of the block drafter has window rows, draft_kv<stage>.
+    """
+    own = layer_caches(config, engine, draft_layer(config))
+    if config.dspark is None:
+        return own
+    return tuple(replace(own[0], name=f"draft_kv{stage}") for stage in range(config.num_draft_stages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +244,5 @@ def _check_drafts(config: ModelConfig, engine: EngineConfig) -> None:
     if engine.speculative == "dspark" and config.dspark is not None and wanted > config.dspark.block_size:
         raise ConfigError(
             f"num_speculative_tokens={wanted}: expected at most {config.dspark.block_size}, the checkpoint's dspark_block_size, "
-            "because its stages guess one block at a time and are not trained beyond. Lower num_speculative_tokens, or leave "
-            "it out."
+            "because its stages guess one block at a time. Lower num_speculative_tokens, or leave it out."
         )
