@@ -28,15 +28,15 @@ RELEASED = VisionConfig(
 
 
 @pytest.fixture(scope="session")
-def golden_v41(full_golden_v4: Path) -> Path:
-    """The V4.1 goldens lie beside those of V4; like the full set of those, they are not in a plain clone."""
-    return full_golden_v4.parent / "v41"
+def golden_v41(full_golden_v41: Path) -> Path:
+    """All V4.1 goldens; a plain clone has only the vectors and the images."""
+    return full_golden_v41
 
 
 @pytest.fixture(scope="session")
-def tiny_json(golden_v41: Path) -> dict[str, Any]:
+def tiny_json(golden_v41_parts: Path) -> dict[str, Any]:
     """config.json of the tiny model."""
-    return json.loads((golden_v41 / "bf16" / "config.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((golden_v41_parts / "fp8_fp4" / "config.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +47,6 @@ def tiny(tiny_json: dict[str, Any]) -> VisionConfig:
 
 
 @pytest.fixture(scope="session")
-def golden(golden_v41: Path) -> dict[str, torch.Tensor]:
+def golden(golden_v41_parts: Path) -> dict[str, torch.Tensor]:
     """vision.safetensors."""
-    return load_file(golden_v41 / "vision.safetensors")
+    return load_file(golden_v41_parts / "vision.safetensors")
