@@ -12,7 +12,7 @@ import deepseek_recipe as recipe
 
 from ascend_dsv4.engine.request import Logprobs
 from ascend_dsv4.errors import RequestError
-from ascend_dsv4.server.conversation import check_control_tokens, effort_for_release
+from ascend_dsv4.server.conversation import V4, PromptVersion, check_control_tokens, effort_for_release
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.tokenizer import Tokenizer
 
@@ -48,26 +48,29 @@ class DialogFormat:
     """Reads conversations for one checkpoint, and its replies. Nothing changes after loading: threads may share it."""
 
     def __init__(
-        self, tokenizer: Tokenizer, model_name: str, *, preview_rules: bool, default_thinking: bool, max_tokens: int
-    ) -> None:
+        self, tokenizer: Tokenizer, model_name: str, *, preview_rules: bool, default_thinking: bool, max_tokens: int,
+        version: PromptVersion = V4,
+    ) -> None:  # fmt: skip
         """
         model_name         under which clients ask for the model
-        preview_rules      whether effort words mean what they meant before release 0731
+        version            the family's format
+        preview_rules      V4 only: whether effort words mean what they meant before release 0731
         default_thinking   for requests that do not say
         max_tokens         largest number of output tokens that a request may ask for
         raises             UnsupportedError if a control token of the format is not in the vocabulary
         """
-        check_control_tokens(tokenizer)
+        check_control_tokens(tokenizer, version)
         self.model_name = model_name
         self.think_end_id = tokenizer.token_id(recipe.SpecialToken.ThinkingEnd.default_str())
-        self._preview_rules = preview_rules
+        self._preview_rules = preview_rules and version is V4
+        self._default_effort = version.default_effort
         self._default_thinking = default_thinking
         self._tokenizer = recipe.Tokenizer.from_file(str(tokenizer.path))
-        self._encoding = recipe.DeepseekV4Encoding().with_tokenizer(self._tokenizer)
+        self._encoding = version.encoding().with_tokenizer(self._tokenizer)
         self._options = recipe.ConversionOptions(
             thinking_max_tokens_upper_bound=max_tokens,
             non_thinking_max_tokens_upper_bound=max_tokens,
-        ).with_model_alias(model_name, recipe.ModelVersion.DeepseekV4Pro)
+        ).with_model_alias(model_name, version.version())
 
     def open(self, protocol: Protocol, body: JsonObject) -> Dialog:
         """Convert and render a body, with our own fields already taken out. Slow for long prompts.
@@ -107,7 +110,7 @@ class DialogFormat:
         thinks = switch.get("type") != "disabled" if isinstance(switch, dict) else default_thinking
         if effort is None and not thinks:
             return body  # any word would turn thinking on
-        mapped = effort_for_release(effort, preview_rules=self._preview_rules)
+        mapped = effort_for_release(effort or self._default_effort, preview_rules=self._preview_rules)
         return {**body, outer[0]: {**(holder or {}), last: mapped}} if outer else {**body, last: mapped}
 
 

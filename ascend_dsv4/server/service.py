@@ -19,6 +19,7 @@ from ascend_dsv4.engine.loop import EngineLoop
 from ascend_dsv4.engine.request import Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
+from ascend_dsv4.server.conversation import prompt_version
 from ascend_dsv4.server.dialog import DialogFormat
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.server.metrics import Metrics
@@ -130,18 +131,20 @@ class Service:
 
     def _open_dialogs(self, tokenizer: Tokenizer) -> None:
         try:
+            version = prompt_version(self.config)
             self.dialogs = DialogFormat(
                 tokenizer,
                 self.model_name,
                 preview_rules=self.config.dspark is None,
                 default_thinking=self.server.default_thinking == "on",
                 max_tokens=self.max_model_len,
+                version=version,
             )
         except UnsupportedError as error:
             self.no_dialogs = str(error)
             return
         self._structured = StructuredOutput(
-            tokenizer, self.config.vocab_size, self.config.eos_token_id, self.dialogs.think_end_id
+            tokenizer, self.config.vocab_size, self.config.eos_token_id, self.dialogs.think_end_id, version.tools_format
         )
 
     @property

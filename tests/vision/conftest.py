@@ -28,12 +28,6 @@ RELEASED = VisionConfig(
 
 
 @pytest.fixture(scope="session")
-def golden_v41(full_golden_v41: Path) -> Path:
-    """All V4.1 goldens; a plain clone has only the vectors and the images."""
-    return full_golden_v41
-
-
-@pytest.fixture(scope="session")
 def tiny_json(golden_v41_parts: Path) -> dict[str, Any]:
     """config.json of the tiny model."""
     return json.loads((golden_v41_parts / "fp8_fp4" / "config.json").read_text())  # type: ignore[no-any-return]
