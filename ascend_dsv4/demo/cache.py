@@ -126,8 +126,9 @@ def _publish(fresh: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _FOLDER_IS_THERE:
             raise
-        for name in _listed(target) - {path.name for path in fresh.iterdir()}:
-            (target / name).unlink(missing_ok=True)  # of another family, whose shards have other names
+        stale = _listed(target) - {path.name for path in fresh.iterdir()}  # of another family, whose shards have other names
+        for path in [path for path in target.iterdir() if path.name in stale]:
+            path.unlink(missing_ok=True)
         for path in sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST):
             kept = target / path.name
             if not (kept.is_file() and _hash(kept) == _hash(path)):
