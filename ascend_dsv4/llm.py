@@ -208,6 +208,7 @@ class LLM:
     def hidden_states(self, token_ids: Sequence[int]) -> list[np.ndarray]:
         """num_hidden_layers + 1 arrays [num_tokens, hc_mult, hidden_size]: after the embedding, then after each layer.
 
+        [num_tokens, hidden_size] for a model without hyper-connections (hc_mult 0).
         Raises RequestError while a stream is open.
         """
         self._check_idle("hidden_states")
@@ -226,7 +227,7 @@ class LLM:
         """
         prompt_ids, placed = self._prompt(token_ids, images or ())
         self._check_idle("trace")
-        modules = ModuleTensors(self.backend.to_host)
+        modules = ModuleTensors(self.backend.to_host, hc_delayed=self.config.hc_delayed)
         # An engine of its own over the same caches: they are free, and rows of padding would be in the way.
         plain = self.engine_config.replace(batch_bucket=1)
         engine = Engine(self.config, plain, self.runner.observed(modules.observer, plain))

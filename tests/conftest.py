@@ -42,10 +42,15 @@ def _absent_fixtures() -> set[str]:
     return {fixture for fixture, paths in NEEDED.items() if not all((root / path).exists() for path in paths)}
 
 
+def _needed_fixtures(item: pytest.Item) -> set[str]:
+    """Fixtures that a test asks for, and those its marks name: a parameter may choose one when it runs."""
+    return {*getattr(item, "fixturenames", ()), *(name for mark in item.iter_markers("goldens") for name in mark.args)}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without all goldens: a failure in CI, elsewhere the tests that need those missing are left out, and said so."""
     absent = _absent_fixtures()
-    missing = [item for item in items if absent.intersection(getattr(item, "fixturenames", ()))]
+    missing = [item for item in items if absent.intersection(_needed_fixtures(item))]
     if not missing:
         return
     if os.environ.get("CI"):

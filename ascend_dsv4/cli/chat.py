@@ -93,15 +93,16 @@ def _read_tools(path: Path) -> list[Any]:
 def _open_format(model: Path, args: argparse.Namespace, tools: Any) -> ChatFormat:
     """The conversation format of a checkpoint. Raises a typed error for files or options that do not allow one."""
     from ascend_dsv4.config import ModelConfig
-    from ascend_dsv4.server.conversation import ChatFormat, effort_for_release
+    from ascend_dsv4.server.conversation import ChatFormat, effort_for_release, prompt_version
     from ascend_dsv4.tokenizer import Tokenizer
 
-    preview_rules = ModelConfig.from_file(model).dspark is None
+    config = ModelConfig.from_file(model)
+    preview_rules, version = config.dspark is None, prompt_version(config)
     if args.reasoning_effort is not None:
         effort_for_release(args.reasoning_effort, preview_rules=preview_rules)
         if not args.thinking:
             raise RequestError("--reasoning-effort: got it with thinking off, where it changes nothing. Add --thinking.")
-    chat_format = ChatFormat(Tokenizer.from_folder(model), preview_rules=preview_rules)
+    chat_format = ChatFormat(Tokenizer.from_folder(model), preview_rules=preview_rules, version=version)
     chat_format.render_chat([{"role": "user", "content": ""}], thinking=args.thinking, tools=tools)  # refuses bad tools
     return chat_format
 

@@ -160,7 +160,7 @@ def add_model(report: Report, path: Path, engine: EngineConfig, *, with_probe: b
         return
     checkpoint, files = weight_files(config, path)
     report |= {"model": summary(config, path), "inventory": inventory_totals(config), "files": files}
-    report["cache"] = caches(config, engine)
+    report |= {"cache": caches(config, engine), "tables": tables(config, engine)}
     if files is not None and files["error"] and files["error"] not in report["problems"]:
         report["problems"].append(files["error"])
     if path.is_dir():
@@ -202,12 +202,13 @@ def summary(config: ModelConfig, path: Path) -> dict[str, Any]:
     from ascend_dsv4.config.layers import layer_specs
     from ascend_dsv4.model.inventory import format_parameters, parameter_counts
 
-    counts = parameter_counts(config)
+    counts, layers = parameter_counts(config), [str(spec) for spec in layer_specs(config)]
     return {
         "path": str(path),
         "architecture": config.architecture,
         "layers": config.num_hidden_layers,
-        "layer_types": dict(Counter(str(spec) for spec in layer_specs(config))),
+        "layer_types": dict(Counter(layers)),
+        "layers_by_type": {kind: [i for i, other in enumerate(layers) if other == kind] for kind in dict.fromkeys(layers)},
         "draft_method": config.draft_method,
         "draft_stages": config.num_draft_stages,
         "hidden_size": config.hidden_size,
@@ -220,6 +221,7 @@ def summary(config: ModelConfig, path: Path) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_position_embeddings,
         "is_quantized": config.is_quantized,
+        "vision": None if config.vision is None else dataclasses.asdict(config.vision),
         "parameters": {
             **dataclasses.asdict(counts),
             "total": counts.total,
@@ -245,6 +247,33 @@ def caches(config: ModelConfig, engine: EngineConfig) -> dict[str, Any]:
     from ascend_dsv4.kv_cache.accounting import account
 
     return account(config, engine).to_dict()
+
+
+def tables(config: ModelConfig, engine: EngineConfig) -> dict[str, Any] | None:
+    """The n-gram tables: where they are read from, their sizes, and how much of them is held in memory; None without any.
+
+    raises   ConfigError for a folder of table files that has none, or of several formats
+    """
+    from ascend_dsv4.engram.opening import planned_format
+    from ascend_dsv4.engram.rows import row_bytes
+
+    if config.engram is None:
+        return None
+    form = planned_format(config, engine)
+    size = row_bytes(form, config.engram.head_dim)
+    rows = config.engram.num_embeddings
+    resident = {"host": sum(rows), "disk": sum(min(count, engine.engram_cache_rows) for count in rows)}
+    return {
+        "tier": engine.engram_tier,
+        "folder": engine.engram_tables,
+        "format": form,
+        "row_bytes": size,
+        "rows_per_token": config.engram.num_columns,
+        "layers": {layer: {"rows": count, "bytes": count * size}
+                   for layer, count in zip(config.engram.layer_ids, rows, strict=True)},
+        "num_bytes": sum(rows) * size,
+        "resident_bytes": resident.get(engine.engram_tier, 0) * size,
+    }  # fmt: skip
 
 
 def weight_files(config: ModelConfig, path: Path) -> tuple[Checkpoint | None, dict[str, Any] | None]:
@@ -282,7 +311,7 @@ def refused_formats(config: ModelConfig, engine: EngineConfig) -> list[str]:
 def memory(
     config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint | None, report: Report
 ) -> dict[str, Any] | None:
-    """Bytes that weights and caches take together, and whether this machine has them; None for unknown weight formats."""
+    """Bytes of weights, tables and caches together, and whether this machine has them; None for unknown weight formats."""
     from ascend_dsv4.model.loader import as_stored, resident_bytes
     from ascend_dsv4.model.weight_trees import model_weights
 
@@ -292,7 +321,13 @@ def memory(
         return None
     if checkpoint is not None and engine.weights == "released":
         params = as_stored(checkpoint, params)
-    weights = resident_bytes(params)
-    needed = weights + report["cache"]["allocated_bytes"]
+    weights, table_bytes = resident_bytes(params), report["tables"]["resident_bytes"] if report["tables"] else 0
+    needed = weights + table_bytes + report["cache"]["allocated_bytes"]
     total = report["machine"]["memory_bytes"]
-    return {"weight_bytes": weights, "needed_bytes": needed, "total_bytes": total, "fits": needed <= total}
+    return {
+        "weight_bytes": weights,
+        "table_bytes": table_bytes,
+        "needed_bytes": needed,
+        "total_bytes": total,
+        "fits": needed <= total,
+    }

@@ -23,6 +23,8 @@ def draw(report: Mapping[str, Any]) -> None:
         _draw_environment(console, report)
         if "model" in report:
             _draw_model(console, report["model"], report["inventory"])
+            if report["tables"]:
+                _draw_tables(console, report["tables"])
             _draw_caches(console, report["cache"], report["engine"])
             _draw_fit(console, report)
         if report.get("probe"):
@@ -49,26 +51,77 @@ def _draw_environment(console: Console, report: Mapping[str, Any]) -> None:
 def _draw_model(console: Console, model: Mapping[str, Any], inventory: Mapping[str, Any]) -> None:
     parameters = model["parameters"]
     _title(console, f"model: {parameters['name']}")
-    kinds = ", ".join(f"{count} {kind}" for kind, count in model["layer_types"].items())
+    context = [f"{model['max_position_embeddings']:,} positions"]
+    context += [f"window {model['sliding_window']}"] if model["sliding_window"] else []
+    context += [f"{model['index_topk']} indexed entries"] if model["index_topk"] else []
+    digits = len(f"{parameters['total']:,}")
+    counts = [("backbone", "in the backbone"), ("active", "of them active per token"), ("draft", "in draft stages"),
+              ("memory", "in n-gram tables"), ("vision", "for images"), ("total", "in all files")]  # fmt: skip
     pairs = [
         ("path", model["path"]),
         ("architecture", model["architecture"]),
-        ("layers", f"{model['layers']}: {kinds}"),
         ("draft stages", f"{model['draft_stages']} {model['draft_method']}" if model["draft_stages"] else "none"),
         ("sizes", f"hidden {model['hidden_size']}, {model['attention_heads']} heads of {model['head_dim']}, "
                   f"{model['routed_experts']} experts, {model['experts_per_token']} per token"),
-        ("context", f"{model['max_position_embeddings']:,} positions, window {model['sliding_window']}, "
-                    f"{model['index_topk']} indexed entries"),
+        ("context", ", ".join(context)),
         ("vocabulary", f"{model['vocab_size']:,} ids"),
-        ("parameters", f"{parameters['backbone']:,} in the backbone"),
-        ("", f"{parameters['active']:,} of them active per token"),
-        ("", f"{parameters['total']:,} with draft stages"),
+        *([("images", _vision(model["vision"]))] if model["vision"] else []),
     ]  # fmt: skip
+    shown = [f"{parameters[key]:>{digits},} {text}" for key, text in counts if parameters[key]]
+    pairs += zip(["parameters", *[""] * len(shown)], shown, strict=False)
     _pairs(console, pairs)
+    _title(console, f"layers: {model['layers']}")
+    width = max(map(len, model["layers_by_type"]))
+    _pairs(console, [(f"{kind:{width}} {len(layers):>4}", runs(layers)) for kind, layers in model["layers_by_type"].items()])
     _title(console, "checkpoint: tensors of the released layout, draft stages included")
     rows = [(name, f"{d['num_tensors']:,}", f"{d['num_bytes']:,}") for name, d in inventory["dtypes"].items()]
     rows.append(("all", f"{inventory['num_tensors']:,}", f"{inventory['num_bytes']:,}"))
     _table(console, ("dtype", "tensors", "bytes"), rows)
+
+
+def _vision(vision: Mapping[str, Any]) -> str:
+    return (
+        f"{vision['num_hidden_layers']} blocks of {vision['hidden_size']}, patches of {vision['patch_size']} pixels, "
+        f"{vision['downsample_ratio']}x{vision['downsample_ratio']} to a token, at most {vision['max_image_tokens']:,} an image"
+    )
+
+
+def runs(numbers: Sequence[int]) -> str:
+    """Ascending numbers in short: 0, 3-7, and 4, 6, …, 42 for what goes on in equal steps."""
+    parts, start = [], 0
+    while start < len(numbers):
+        step = numbers[start + 1] - numbers[start] if start + 1 < len(numbers) else 1
+        end = start + 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
+            end += 1
+        if end - start < (2 if step == 1 else 4):
+            end = start + 1
+            parts.append(str(numbers[start]))
+        elif step == 1:
+            parts.append(f"{numbers[start]}-{numbers[end - 1]}")
+        else:
+            parts.append(f"{numbers[start]}, {numbers[start + 1]}, …, {numbers[end - 1]}")
+        start = end
+    return ", ".join(parts)
+
+
+def _draw_tables(console: Console, tables: Mapping[str, Any]) -> None:
+    """N-gram tables and where they live."""
+    where = {
+        "checkpoint": "in the checkpoint as it lies, mapped", "host": "in memory", "mmap": "in table files, mapped",
+        "disk": "in table files, read row by row",
+    }[tables["tier"]]  # fmt: skip
+    _title(console, f"n-gram tables: {tables['format']}, {where}")
+    rows = [(f"layer {layer}", f"{table['rows']:,}", f"{tables['row_bytes']:,}", f"{table['bytes']:,}")
+            for layer, table in tables["layers"].items()]  # fmt: skip
+    rows.append(("all", f"{sum(table['rows'] for table in tables['layers'].values()):,}", "", f"{tables['num_bytes']:,}"))
+    _table(console, ("table", "rows", "bytes/row", "bytes"), rows)
+    console.print()
+    pairs = [("folder", tables["folder"])] if tables["folder"] else []
+    per_token = len(tables["layers"]) * tables["rows_per_token"] * tables["row_bytes"]
+    pairs.append(("rows per token", f"{tables['rows_per_token']} of each table, {per_token:,} B together"))
+    pairs.append(("held in memory", f"{tables['resident_bytes']:,} B"))
+    _pairs(console, pairs)
 
 
 def _draw_caches(console: Console, cache: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
@@ -84,6 +137,10 @@ def _draw_caches(console: Console, cache: Mapping[str, Any], engine: Mapping[str
     sums = (("paged caches", "paged_bytes"), ("state", "state_bytes"), ("allocated", "allocated_bytes"))
     width = max(len(f"{cache[key]:,}") for _, key in sums)
     pairs = [(name, f"{cache[key]:>{width},} B = {_size(cache[key])}") for name, key in sums]
+    pairs.append(("per token", f"{cache['bytes_per_token']:>{width},.10g} B that a sequence grows by"))
+    if fixed := cache["bytes_per_sequence"]:
+        what = ["windows", *(["draft stages"] if cache["draft"] else []), *(["open entries"] if cache["state_bytes"] else [])]
+        pairs.append(("per sequence", f"{fixed:>{width},} B at any length: {', '.join(what)}"))
     if draft := cache["draft"]:
         needs, held = f"{draft['needed_bytes']:>{width},} B needed", f"{draft['allocated_bytes']:,} B allocated"
         pairs.append(("draft cache", f"{needs}, {held} by the first draft; in none of the sums"))
@@ -91,7 +148,8 @@ def _draw_caches(console: Console, cache: Mapping[str, Any], engine: Mapping[str
 
 
 def _cache_rows(uses: Iterable[Mapping[str, Any]], keys: Sequence[str]) -> list[tuple[str, ...]]:
-    return [(f"{use['name']} ({use['layer_type']})", *(f"{use[key]:,}" for key in keys)) for use in uses]
+    names = [use["layer_type"] + (f":{use['ratio']}" if use["layer_type"] == "full" and use["ratio"] else "") for use in uses]
+    return [(f"{use['name']} ({name})", *(f"{use[key]:,}" for key in keys)) for use, name in zip(uses, names, strict=True)]
 
 
 def _draw_fit(console: Console, report: Mapping[str, Any]) -> None:
@@ -109,6 +167,7 @@ def _draw_fit(console: Console, report: Mapping[str, Any]) -> None:
         pairs.append(("memory", "not computed, see below"))
     else:
         parts = f"{_size(memory['weight_bytes'])} of weights, {_size(report['cache']['allocated_bytes'])} of caches"
+        parts += f", {_size(memory['table_bytes'])} of tables" if memory["table_bytes"] else ""
         pairs.append(("memory", f"{'fits' if memory['fits'] else 'DOES NOT FIT'}: {parts}"))
     _pairs(console, pairs)
 

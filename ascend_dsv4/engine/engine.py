@@ -142,6 +142,7 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan:
             return self._take_outputs()
+        self._fetch_prompts_ahead(plan)
         forward = self.runner.run([step for _, step in plan], self.manager, tap)
         drawn = self._read_logits(plan, forward.logits)
         self.stats.num_steps += 1
@@ -169,6 +170,25 @@ class Engine:
                 self._forget(request)
         if self._speculation is not None:
             self._speculation.propose(list(drawn), self.manager, self._sample)
+        self._fetch_tokens_ahead([request for request in drawn if not request.is_finished])
+
+    def _fetch_prompts_ahead(self, plan: list[tuple[Request, StepRequest]]) -> None:
+        """Fetch n-gram rows of the chunks that follow while the device computes these; a guess of where they will end."""
+        if self.runner.memory is None:
+            return
+        for request, step in plan:
+            end = min(step.end + len(step.token_ids), request.num_tokens)
+            if step.end < end:
+                self.runner.prefetch(self.scheduler.chunk(request, step.end, end))
+
+    def _fetch_tokens_ahead(self, requests: Sequence[Request]) -> None:
+        """Fetch n-gram rows of tokens just drawn, and of drafts behind them, while the next step is put together."""
+        if self.runner.memory is None:
+            return
+        for request in requests:
+            num_drafts = len(request.draft.ids) if request.draft is not None else 0
+            end = request.num_tokens + num_drafts
+            self.runner.prefetch(self.scheduler.chunk(request, request.num_computed, end))
 
     def _forget(self, request: Request) -> None:
         if self._speculation is not None:

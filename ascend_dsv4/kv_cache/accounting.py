@@ -28,6 +28,8 @@ class CacheUse:
     blocks: int
     block_rows: int
     allocated_bytes: int
+    ratio: int
+    """Tokens per row; 0 for a cache that does not grow with a sequence."""
 
     @property
     def rounding_loss_bytes(self) -> int:
@@ -45,8 +47,20 @@ class CacheAccount:
 
     uses: tuple[CacheUse, ...]
     tokens: int
+    max_num_seqs: int
     draft: CacheUse | None
     """Allocated on first use of a drafter; not part of the sums."""
+
+    @property
+    def bytes_per_token(self) -> float:
+        """What a sequence takes more with every token, without draft stages."""
+        return sum(use.row_bytes * use.layers / use.ratio for use in self.uses if use.ratio)
+
+    @property
+    def bytes_per_sequence(self) -> int:
+        """What a sequence of any length takes: its windows, those of draft stages included, and what is not folded yet."""
+        fixed = [use for use in (*self.uses, *([self.draft] if self.draft else [])) if not use.ratio]
+        return sum(use.needed_bytes for use in fixed) // self.max_num_seqs
 
     def needed_bytes(self, *, state: bool) -> int:
         """Bytes without rounding loss: of the partial states, or of all paged caches."""
@@ -64,6 +78,8 @@ class CacheAccount:
             "paged_bytes": self.needed_bytes(state=False),
             "state_bytes": self.needed_bytes(state=True),
             "allocated_bytes": self.allocated_bytes,
+            "bytes_per_token": self.bytes_per_token,
+            "bytes_per_sequence": self.bytes_per_sequence,
             "draft": self.draft.to_dict() if self.draft else None,
         }
 
@@ -80,17 +96,19 @@ def account(config: ModelConfig, engine: EngineConfig) -> CacheAccount:
     order = ("win_kv", "mla_kv", "cmp_kv", "idx_kv", "cmp_state", "idx_state", "pair_state")
     stages = ["draft"] * config.num_draft_stages
     draft = _use(plan, draft_cache(config, engine), stages, tokens, engine.max_num_seqs) if stages else None
-    return CacheAccount(tuple(sorted(uses, key=lambda use: (order.index(use.name), use.group))), tokens, draft)
+    uses = tuple(sorted(uses, key=lambda use: (order.index(use.name), use.group)))
+    return CacheAccount(uses, tokens, engine.max_num_seqs, draft)
 
 
 def _use(plan: CachePlan, cache: CacheSpec, owners: Sequence[str], tokens: int, max_num_seqs: int) -> CacheUse:
     """`owners` are the layer types of the layers that hold such a cache."""
+    ratio = 0 if cache.group in ("window", "state") else plan.block_size // cache.block_rows
     if cache.group == "window":
         rows = min(plan.window * max_num_seqs, tokens)
     elif cache.group == "state":
         rows = cache.block_rows * max_num_seqs
     else:
-        rows = tokens // (plan.block_size // cache.block_rows)
+        rows = tokens // ratio
     blocks = plan.num_blocks[cache.group]
     return CacheUse(
         name=cache.name,
@@ -103,4 +121,5 @@ def _use(plan: CachePlan, cache: CacheSpec, owners: Sequence[str], tokens: int, 
         blocks=blocks,
         block_rows=cache.block_rows,
         allocated_bytes=blocks * cache.block_bytes * len(owners),
+        ratio=ratio,
     )

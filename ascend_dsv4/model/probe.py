@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import random
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ascend_dsv4.config import ModelConfig
+from ascend_dsv4.config.parts import ENGRAM_BLOCK
 from ascend_dsv4.errors import CheckpointError, ConfigError, UnsupportedError
 from ascend_dsv4.model.checkpoint import INDEX_NAME, MAX_LISTED, AliasStatus, Checkpoint, InventoryDifferences
 from ascend_dsv4.model.inventory import DtypeTotal, inventory, optional_aliases
 from ascend_dsv4.quant import fp4, fp8_blockwise
 
 _HASHED_FILES: Final = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", INDEX_NAME)
-_LAYER_PREFIX: Final = "layers.0."
+_LAYER_PREFIXES: Final = ("layers.0.", "model.layers.0.")
+_EXPERT: Final = re.compile(r"\.experts\.(\d+)\.")
+_TABLE: Final = ".engram.embed."
 _CHUNK_ELEMENTS: Final = 1 << 22
 _HASH_BYTES: Final = 1 << 20
 
@@ -212,9 +216,9 @@ def _sample_block(checkpoint: Checkpoint, name: str, index: tuple[int, int], blo
         half = fp4.GROUP // 2
         values = fp4.decode_numpy(codes[row : row + 1, column * half : (column + 1) * half], scale)
     elif block is not None:
-        rows, cols = block
+        rows, cols = _block_of(name, block)
         values = fp8_blockwise.decode_numpy(
-            codes[row * rows : (row + 1) * rows, column * cols : (column + 1) * cols], scale, block
+            codes[row * rows : (row + 1) * rows, column * cols : (column + 1) * cols], scale, (rows, cols)
         )
     else:
         raise CheckpointError("FP8 without weight_block_size; config.json must give it. See config_error.")
@@ -227,6 +231,11 @@ def _sample_block(checkpoint: Checkpoint, name: str, index: tuple[int, int], blo
         num_nan=int(np.isnan(values).sum()),
         stats=_accumulate(iter([values])),
     )
+
+
+def _block_of(name: str, block: fp8_blockwise.Block) -> fp8_blockwise.Block:
+    """Rows and columns per FP8 scale: the rows of an n-gram table have scales of their own."""
+    return (1, ENGRAM_BLOCK) if _TABLE in name else block
 
 
 def _exponent(scale: NDArray[Any]) -> int | None:
@@ -242,11 +251,10 @@ def _sample_first_layer(
     checkpoint: Checkpoint, block: fp8_blockwise.Block | None, unreadable: list[str]
 ) -> Iterator[TensorSample]:
     """Layer 0 without its experts, then its expert 0. Scales are folded into their weights."""
-    names = [name for name in checkpoint.names() if name.startswith(_LAYER_PREFIX)]
+    names = [name for name in checkpoint.names() if name.startswith(_LAYER_PREFIXES)]
     scales = {checkpoint.scale_name(name) for name in names}
-    experts = f"{_LAYER_PREFIX}ffn.experts."
-    chosen = [name for name in names if not name.startswith(experts)]
-    chosen += [name for name in names if name.startswith(f"{experts}0.")]
+    experts = {name: found[1] for name in names if (found := _EXPERT.search(name))}
+    chosen = [name for name in names if name not in experts] + [name for name in names if experts.get(name) == "0"]
     for name in chosen:
         if name in scales:
             continue
@@ -268,6 +276,7 @@ def _chunks(checkpoint: Checkpoint, name: str, block: fp8_blockwise.Block | None
     num_rows = entry.shape[0] if entry.shape else 1
     step = max(_CHUNK_ELEMENTS // max(math.prod(entry.shape[1:]), 1), 1)
     if block is not None:
+        block = _block_of(name, block)
         step = -(-step // block[0]) * block[0]
     for start in range(0, num_rows, step):
         yield checkpoint.read_float32(name, block, rows=(start, min(start + step, num_rows)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations of V4 checkpoints: messages to a prompt, generated ids to reasoning, content and tool calls.
+"""Conversations of V4 and V4.1 checkpoints: messages to a prompt, generated ids to reasoning, content and tool calls.
 
 Rendering and parsing are those of the official package `deepseek_recipe`; this file adds the effort rules of the
 releases before 0731, the `developer` role, typed errors, and events that are easy to print.
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import deepseek_recipe as recipe
 
+from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.errors import RequestError, UnsupportedError
 from ascend_dsv4.tokenizer import Tokenizer
 
@@ -44,6 +45,48 @@ PROTOCOL_TOKENS = (
     recipe.SpecialToken.ThinkingEnd,
     recipe.SpecialToken.Dsml,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class PromptVersion:
+    """How a family writes conversations.
+
+    name            of the family
+    package_name    the model that `deepseek_recipe` knows by this format
+    tools_format    what `xgrammar` calls the markup of its tool calls
+    default_effort  where the client names none; None: as `EFFORTS` says
+    """
+
+    name: str
+    package_name: str
+    tools_format: str
+    tokens: tuple[recipe.SpecialToken, ...]
+    default_effort: Effort | None = None
+
+    def encoding(self) -> Any:
+        """The package's encoder, without a tokenizer."""
+        return recipe.DeepseekV4Encoding() if self is V4 else recipe.DeepseekV41Encoding()
+
+    def version(self) -> recipe.ModelVersion:
+        """The package's name for it."""
+        return recipe.ModelVersion.DeepseekV4Pro if self is V4 else recipe.ModelVersion.DeepseekV41Flash
+
+
+V4 = PromptVersion("V4", "DeepSeek-V4-Pro", "deepseek_v4", PROTOCOL_TOKENS)
+V41 = PromptVersion(
+    "V4.1", "DeepSeek-V4.1-Flash", "deepseek_v4_1", (*PROTOCOL_TOKENS, recipe.SpecialToken.System), default_effort="high"
+)
+
+
+def prompt_version(config: ModelConfig) -> PromptVersion:
+    """The conversation format of a model. Raises UnsupportedError for a family that no encoder is known for."""
+    if config.mla is not None:
+        raise UnsupportedError(
+            f"{config.architecture}: got a model whose conversations no installed encoder writes, expected V4 or V4.1, because "
+            "deepseek_recipe has no format of this family and another one would not be understood. Use `generate` or "
+            "/v1/completions with a prompt in the model's own format."
+        )
+    return V41 if config.hc_delayed else V4
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,30 +122,31 @@ class ToolCallEvent:
 ChatEvent = TextEvent | ToolCallEvent
 
 
-def check_control_tokens(tokenizer: Tokenizer) -> None:
-    """Raises UnsupportedError if a token of the V4 conversation format is not in the vocabulary."""
-    for token in (kind.default_str() for kind in PROTOCOL_TOKENS):
+def check_control_tokens(tokenizer: Tokenizer, version: PromptVersion) -> None:
+    """Raises UnsupportedError if a token of the conversation format is not in the vocabulary."""
+    for token in (kind.default_str() for kind in version.tokens):
         if tokenizer.token_id(token) is None:
             raise UnsupportedError(
-                f"{tokenizer.path}: no token {token!r}, expected all control tokens of the V4 conversation format: without its "
-                "id a turn is only text to the model. Use `generate` or /v1/completions with a plain prompt."
+                f"{tokenizer.path}: no token {token!r}, expected all control tokens of the {version.name} conversation format: "
+                "without its id a turn is only text to the model. Use `generate` or /v1/completions with a plain prompt."
             )
 
 
 class ChatFormat:
     """How one checkpoint writes conversations. Holds no conversation, so requests may share it."""
 
-    def __init__(self, tokenizer: Tokenizer, *, preview_rules: bool) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, preview_rules: bool, version: PromptVersion = V4) -> None:
         """Prepare rendering and parsing with `tokenizer`.
 
-        preview_rules   effort texts of the releases before 0731, that is of configurations without `dspark_*` values
-        raises          UnsupportedError if a token of the V4 conversation format is not in the vocabulary
+        preview_rules   V4 only: effort texts of the releases before 0731, that is of configurations without `dspark_*` values
+        raises          UnsupportedError if a token of the conversation format is not in the vocabulary
         """
-        check_control_tokens(tokenizer)
-        self._preview_rules = preview_rules
+        check_control_tokens(tokenizer, version)
+        self._preview_rules = preview_rules and version is V4
+        self._version = version
         # Loaded a second time because the package decodes ids itself: it tells a control token from its spelling.
         self._tokenizer = recipe.Tokenizer.from_file(str(tokenizer.path))
-        self._encoding = recipe.DeepseekV4Encoding().with_tokenizer(self._tokenizer)
+        self._encoding = version.encoding().with_tokenizer(self._tokenizer)
         self._eos_token_id = tokenizer.token_id(recipe.SpecialToken.Eos.default_str())
 
     def render_chat(
@@ -121,10 +165,12 @@ class ChatFormat:
         raises                             RequestError for a conversation or an effort that cannot be rendered
         """
         body: dict[str, Any] = {
-            "model": "DeepSeek-V4-Pro",  # the name under which the package knows the V4 encoding
+            "model": self._version.package_name,
             "messages": [_wire_message(index, message) for index, message in enumerate(messages)],
             "thinking": {"type": "enabled" if thinking else "disabled"},
-            "reasoning_effort": effort_for_release(reasoning_effort, preview_rules=self._preview_rules),
+            "reasoning_effort": effort_for_release(
+                reasoning_effort or self._version.default_effort, preview_rules=self._preview_rules
+            ),
         }
         if tools:
             body["tools"] = [dict(tool) for tool in tools]

@@ -12,7 +12,7 @@ import deepseek_recipe as recipe
 
 from ascend_dsv4.engine.request import Logprobs
 from ascend_dsv4.errors import RequestError
-from ascend_dsv4.server.conversation import check_control_tokens, effort_for_release
+from ascend_dsv4.server.conversation import V4, PromptVersion, check_control_tokens, effort_for_release
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.tokenizer import Tokenizer
 
@@ -57,33 +57,31 @@ class DialogFormat:
 
     def __init__(
         self, tokenizer: Tokenizer, model_name: str, *, preview_rules: bool, default_thinking: bool, max_tokens: int,
-        is_v41: bool = False, image_token: str | None = None,
+        version: PromptVersion = V4, image_token: str | None = None,
     ) -> None:  # fmt: skip
         """
         model_name         under which clients ask for the model
-        preview_rules      whether effort words mean what they meant before release 0731
+        version            the family's format
+        preview_rules      V4 only: whether effort words mean what they meant before release 0731
         default_thinking   for requests that do not say
         max_tokens         largest number of output tokens that a request may ask for
-        is_v41             whether conversations are written as V4.1 writes them
         image_token        how the vocabulary spells the token that stands for an image; None for a model without
         raises             UnsupportedError if a control token of the format is not in the vocabulary
         """
-        check_control_tokens(tokenizer)
+        check_control_tokens(tokenizer, version)
         self.model_name = model_name
         self.think_end_id = tokenizer.token_id(recipe.SpecialToken.ThinkingEnd.default_str())
-        self._preview_rules = preview_rules
+        self._preview_rules = preview_rules and version is V4
+        self._default_effort = version.default_effort
         self._default_thinking = default_thinking
         self._tokenizer = recipe.Tokenizer.from_file(str(tokenizer.path))
-        self._is_v41 = is_v41
         self._reads_images = image_token is not None
         spelling = recipe.SpecialTokens(image=image_token)
-        encoding = recipe.DeepseekV41Encoding() if is_v41 else recipe.DeepseekV4Encoding()
-        self._encoding = encoding.with_special_tokens(spelling).with_tokenizer(self._tokenizer)
-        version = recipe.ModelVersion.DeepseekV41Flash if is_v41 else recipe.ModelVersion.DeepseekV4Pro
+        self._encoding = version.encoding().with_special_tokens(spelling).with_tokenizer(self._tokenizer)
         options = recipe.ConversionOptions(
             thinking_max_tokens_upper_bound=max_tokens, non_thinking_max_tokens_upper_bound=max_tokens
         )
-        self._options = options.with_special_tokens(spelling).with_model_alias(model_name, version)
+        self._options = options.with_special_tokens(spelling).with_model_alias(model_name, version.version())
 
     def open(self, protocol: Protocol, body: JsonObject) -> Dialog:
         """Convert and render a body, with our own fields already taken out. Slow for long prompts.
@@ -127,13 +125,11 @@ class DialogFormat:
         effort = holder.get(last) if isinstance(holder, dict) else None
         if effort == "none" or (holder is not None and not isinstance(holder, dict)):
             return body  # thinking is off; or no object, which the package refuses
-        if self._is_v41:
-            return body  # whose words are those of the package
         switch = body.get("thinking")
         thinks = switch.get("type") != "disabled" if isinstance(switch, dict) else default_thinking
         if effort is None and not thinks:
             return body  # any word would turn thinking on
-        mapped = effort_for_release(effort, preview_rules=self._preview_rules)
+        mapped = effort_for_release(effort or self._default_effort, preview_rules=self._preview_rules)
         return {**body, outer[0]: {**(holder or {}), last: mapped}} if outer else {**body, last: mapped}
 
 

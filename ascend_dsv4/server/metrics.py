@@ -83,6 +83,35 @@ class _EngineCollector(Collector):
         for position in range(self._engine.engine.num_drafts):
             accepted.add_metric([str(position)], stats.num_accepted_at[position])
         yield accepted
+        yield from _memory_metrics(self._engine)
+
+
+def _memory_metrics(engine: Engine) -> Iterator[Metric]:
+    """Counters of n-gram tables; none for a model without."""
+    memory = engine.runner.memory
+    if memory is None:
+        return
+    texts = {
+        "rows_read": "Rows asked of a table, repetitions included.",
+        "cache_hits": "Rows that the row cache of a table had.",
+        "disk_rows": "Rows of a table fetched from a file.",
+        "disk_bytes": "Bytes asked of the file of a table.",
+    }
+    for name, text in texts.items():
+        family = CounterMetricFamily(f"ascend_dsv4_engram_{name}", text, labels=["layer"])
+        for layer, tier in zip(memory.hash.layer_ids, memory.metrics.tiers, strict=True):
+            family.add_metric([str(layer)], getattr(tier, name))
+        yield family
+    fetches = CounterMetricFamily(
+        "ascend_dsv4_engram_fetches", "Reads of a step's rows: there when asked for, waited for, or not fetched ahead.",
+        labels=["outcome"],
+    )  # fmt: skip
+    for outcome in ("ready", "late", "unasked"):
+        fetches.add_metric([outcome], getattr(memory.metrics, f"taken_{outcome}"))
+    yield fetches
+    yield CounterMetricFamily(
+        "ascend_dsv4_engram_wait_seconds", "Time that steps waited for rows.", memory.metrics.wait_seconds
+    )
 
 
 def cache_use(engine: Engine) -> list[tuple[str, int, int]]:

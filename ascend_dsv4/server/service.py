@@ -22,6 +22,7 @@ from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.runner.batch import PlacedRows
 from ascend_dsv4.runner.vision import VisionEncoder
 from ascend_dsv4.server.bodies import IMAGE_PARTS
+from ascend_dsv4.server.conversation import prompt_version
 from ascend_dsv4.server.dialog import DialogFormat
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.server.images import ImageReader
@@ -146,20 +147,21 @@ class Service:
         if encoder is not None and image_token_id is not None and image_token_id < tokenizer.vocab_size:
             image_token = tokenizer.id_to_token(image_token_id)
         try:
+            version = prompt_version(self.config)
             self.dialogs = DialogFormat(
                 tokenizer,
                 self.model_name,
                 preview_rules=self.config.dspark is None,
                 default_thinking=self.server.default_thinking == "on",
                 max_tokens=self.max_model_len,
-                is_v41=self.config.model_type == "deepseek_v41",
+                version=version,
                 image_token=image_token,
             )
         except UnsupportedError as error:
             self.no_dialogs = str(error)
             return
         self._structured = StructuredOutput(
-            tokenizer, self.config.vocab_size, self.config.eos_token_id, self.dialogs.think_end_id
+            tokenizer, self.config.vocab_size, self.config.eos_token_id, self.dialogs.think_end_id, version.tools_format
         )
         if image_token is not None:
             assert encoder is not None and image_token_id is not None and self.config.vision is not None

@@ -98,13 +98,18 @@ class _Refusal(NamedTuple):
 class StructuredOutput:
     """Grammars of the replies of one server. Any thread may ask; a compile may take `COMPILE_SECONDS`."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int], think_end_id: int | None) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, vocab_size: int, eos_token_ids: Sequence[int], think_end_id: int | None,
+        tools_format: str = "deepseek_v4",
+    ) -> None:  # fmt: skip
         """Cheap: xgrammar is imported, and its process started, with the first constraint.
 
         vocab_size      of the model's logits; ids that have no token are never allowed
         eos_token_ids   allowed when a grammar is complete, and only then
         think_end_id    `</think>`, after which a reply that begins in reasoning is constrained; None without thinking
+        tools_format    the library's name for the markup of tool calls
         """
+        self._tools_format = tools_format
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._eos_token_ids = tuple(eos_token_ids)
@@ -176,7 +181,7 @@ class StructuredOutput:
         if job.kind in ("calls", "text with calls") and dsml_id is None:
             raise _no_token(DSML, self._tokenizer, "tool calls cannot be told from text. Leave the tools out.")
         if self._compiler is None:
-            self._compiler = _Compiler(self._vocabulary(dsml_id), self._eos_token_ids, dsml_id)
+            self._compiler = _Compiler(self._vocabulary(dsml_id), self._eos_token_ids, _Markup(dsml_id, self._tools_format))
         return self._compiler.compile(job)
 
     def _vocabulary(self, dsml_id: int | None) -> list[bytes]:
@@ -366,15 +371,22 @@ def _import_xgrammar() -> Any:
     return xgrammar
 
 
+class _Markup(NamedTuple):
+    """How tool calls are written."""
+
+    dsml_id: int | None
+    tools_format: str
+
+
 class _Compiler:
     """The compiling process, seen from the server: killed when it takes too long, started again when needed.
 
     One thread at a time may use it.
     """
 
-    def __init__(self, vocabulary: list[bytes], eos_token_ids: Sequence[int], dsml_id: int | None) -> None:
+    def __init__(self, vocabulary: list[bytes], eos_token_ids: Sequence[int], markup: _Markup) -> None:
         """Raises UnsupportedError if xgrammar is not installed."""
-        self._setup = vocabulary, tuple(eos_token_ids), dsml_id
+        self._setup = vocabulary, tuple(eos_token_ids), markup
         self._connection: Connection | None = None
         self._is_ready = False
         self._stop: weakref.finalize[..., Any] | None = None
@@ -473,7 +485,7 @@ def compile_jobs(descriptor: int) -> None:
     """The other process: answers jobs with a serialized grammar or a refusal until the server closes the connection."""
     library = _import_xgrammar()
     with Connection(descriptor) as connection, suppress(EOFError):
-        vocabulary, eos_token_ids, dsml_id = connection.recv()
+        vocabulary, eos_token_ids, markup = connection.recv()
         tokens = _token_table(library, vocabulary, eos_token_ids)
         compiler = library.GrammarCompiler(tokens, max_threads=4, cache_enabled=False)
         with open("/proc/self/statm", encoding="ascii") as file:
@@ -490,7 +502,7 @@ def compile_jobs(descriptor: int) -> None:
             os.ftruncate(2, 0)
             os.lseek(2, 0, os.SEEK_SET)
             try:
-                answer = _compile_and_try(library, compiler, job, len(vocabulary), eos_token_ids, dsml_id)
+                answer = _compile_and_try(library, compiler, job, len(vocabulary), eos_token_ids, markup)
             except (RuntimeError, ValueError, MemoryError) as error:
                 answer = _Refusal(f"which xgrammar refuses: {_plain(str(error)) or type(error).__name__}")
             os.lseek(2, 0, os.SEEK_SET)
@@ -506,7 +518,7 @@ def _plain(message: str) -> str:
 
 
 def _compile_and_try(
-    library: Any, compiler: Any, job: _Job, vocab_size: int, eos_token_ids: Sequence[int], dsml_id: int | None
+    library: Any, compiler: Any, job: _Job, vocab_size: int, eos_token_ids: Sequence[int], markup: _Markup
 ) -> str | _Refusal:
     if job.kind == "regex":
         grammar = compiler.compile_regex(job.source)
@@ -514,8 +526,9 @@ def _compile_and_try(
         if job.kind == "json":
             draft = library.Grammar.from_json_schema(job.source, max_whitespace_cnt=MAX_WHITESPACE)
         else:
-            draft = _calls_grammar(library, json.loads(job.source), with_text=job.kind == "text with calls")
-        grammar = compiler.compile_grammar(_corrected(str(draft), dsml_id))
+            tools = json.loads(job.source)
+            draft = _calls_grammar(library, markup.tools_format, tools, with_text=job.kind == "text with calls")
+        grammar = compiler.compile_grammar(_corrected(str(draft), markup.dsml_id))
     if grammar.memory_size_bytes > MAX_GRAMMAR_BYTES:
         return _Refusal(f"which becomes a grammar of {grammar.memory_size_bytes >> 20} MB, more than {MAX_GRAMMAR_BYTES >> 20}")
     refusal = _tried(library, grammar, vocab_size, eos_token_ids)
@@ -547,9 +560,9 @@ def _tried(library: Any, grammar: Any, vocab_size: int, eos_token_ids: Sequence[
     return None
 
 
-def _calls_grammar(library: Any, tools: list[dict[str, Any]], *, with_text: bool) -> Any:
+def _calls_grammar(library: Any, tools_format: str, tools: list[dict[str, Any]], *, with_text: bool) -> Any:
     """The library's grammar of a block of tool calls: behind any text, or from its first call on."""
-    tag = library.get_model_structural_tag("deepseek_v4", tools=tools, reasoning="disabled", max_whitespace_cnt=MAX_WHITESPACE)
+    tag = library.get_model_structural_tag(tools_format, tools=tools, reasoning="disabled", max_whitespace_cnt=MAX_WHITESPACE)
     block = tag.format.tags[0]
     formats = library.structural_tag
     if with_text:
@@ -561,7 +574,7 @@ def _calls_grammar(library: Any, tools: list[dict[str, Any]], *, with_text: bool
 
 _SPELLED_DSML: Final = r"\uff5cDSML\uff5c"
 _TEXT_OF_PARAMETER: Final = re.compile(
-    rf'TagDispatch\(\s*loop_after_dispatch=false,\s*excludes=\("</{re.escape(_SPELLED_DSML)}parameter>"\)\s*\)'
+    rf'TagDispatch\(\s*loop_after_dispatch=false,\s*excludes=\("</{re.escape(_SPELLED_DSML)} ?parameter>"\)\s*\)'
 )
 _LITERAL_OR_CLASS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]')
 _CHARACTERS: Final = r"[^\"\\\r\n]"

@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 
 from ascend_dsv4 import LLM
+from ascend_dsv4.cli.check import caches
+from ascend_dsv4.cli.report import runs
+from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.model.probe import probe
 from ascend_dsv4.ops import OP_NAMES
 from tests.cli.conftest import Run
@@ -95,6 +98,96 @@ def test_sequences_have_windows_and_states_of_their_own(run: Run) -> None:
     assert (one["state_bytes"], three["state_bytes"]) == (12_206_080, 3 * 12_206_080)
     assert three["paged_bytes"] - one["paged_bytes"] == 2 * 43 * 128 * 1024  # entries are shared out, windows are not
     assert all(use["rounding_loss_bytes"] >= 0 for use in three["caches"])
+
+
+@pytest.mark.parametrize(("form", "growth"), [("packed", 890), ("bf16", 3200)])
+def test_v41_cache_sizes(form: Any, growth: int) -> None:
+    """Published: bytes per token, and per sequence 43 windows of 128 rows with those of three draft stages."""
+    config = ModelConfig.from_file(MODELS / "v41_flash.json")
+    cache = caches(config, EngineConfig(kv_cache=form, max_num_seqs=1))
+    row = {"packed": 528, "bf16": 1024}[form]
+    windows, pairs = 43 * 128 * row, 3 * 2 * 2 * 512 * 4  # an open pair: two rows of kv and gate in float32
+    assert cache["bytes_per_token"] == growth
+    assert cache["bytes_per_sequence"] == windows + pairs
+    assert cache["state_bytes"] == pairs and cache["draft"]["needed_bytes"] == 3 * 128 * row
+    assert cache["paged_bytes"] == growth * MILLION + 40 * 128 * row
+    found = {(use["name"], use["ratio"]): (use["layers"], use["rows"]) for use in cache["caches"]}
+    assert found == {
+        ("win_kv", 0): (40, 128), ("cmp_kv", 1): (1, MILLION), ("cmp_kv", 2): (3, MILLION // 2),
+        ("idx_kv", 1): (1, MILLION), ("idx_kv", 2): (3, MILLION // 2), ("pair_state", 0): (3, 2),
+    }  # fmt: skip
+    three = caches(config, EngineConfig(kv_cache=form, max_num_seqs=3, max_model_len=4096))
+    assert (three["bytes_per_token"], three["bytes_per_sequence"]) == (growth, windows + pairs)
+
+
+def test_v32_cache_sizes() -> None:
+    """61 layers of 656 and 132 bytes a token; nothing has a fixed size."""
+    config = ModelConfig.from_file(MODELS / "v32.json")
+    cache = caches(config, EngineConfig(kv_cache="packed", max_num_seqs=1))
+    assert (cache["bytes_per_token"], cache["bytes_per_sequence"]) == (48_068, 0)
+    assert cache["paged_bytes"] == 48_068 * 163_840
+    assert caches(config, EngineConfig(kv_cache="bf16"))["bytes_per_token"] == 61 * 2 * (576 + 128)
+
+
+def test_v41_as_text(run: Run) -> None:
+    text = run("check", "--model", MODELS / "v41_flash.json", "--kv-cache", "packed").out
+    assert "model: 552B total, 16B active" in text
+    assert re.search(r"parameters +551,880,835,184 in the backbone\n +16,130,588,784 of them active per token\n", text)
+    assert re.search(r" 196,613,849,600 in n-gram tables\n +485,268,480 for images\n +763,205,315,794 in all files\n", text)
+    assert re.search(r"images +32 blocks of 1024, patches of 14 pixels", text)
+    assert "layers: 40\n" in text
+    assert re.search(r" reuse:2/moe +15  3-7, 9-13, 15-19\n", text)
+    assert re.search(r" reindex:1/moe/candidates:use +4  24, 28, …, 36\n", text)
+    assert "n-gram tables: fp8, in the checkpoint as it lies, mapped\n" in text
+    assert re.search(r" layer 14 +384,016,682 +264 +101,380,404,048\n", text)
+    assert re.search(r" all +768,022,850 +202,758,032,400\n", text)
+    assert "24 of each table, 12,672 B together" in text
+    assert re.search(r"per token +890 B that a sequence grows by\n", text)
+    assert re.search(r"per sequence +2,930,688 B at any length: windows, draft stages, open entries\n", text)
+    assert re.search(r"cmp_kv \(full:2\) +3 +524,288 +288 +452,984,832\n", text)
+    v32 = run("check", "--model", "v32").out
+    assert "n-gram" not in v32 and "images" not in v32 and "per sequence" not in v32 and "window" not in v32
+
+
+def test_where_tables_live(run: Run, golden_v41: Path, tmp_path: Path) -> None:
+    folder = golden_v41 / "fp8_fp4"
+    size = 1362 + 1552  # rows
+    for args, resident in (((), 0), (("--engram-tier", "host"), size * 33)):
+        report = check(run, "--model", folder, *args)
+        tables = report["tables"]
+        assert (tables["format"], tables["row_bytes"], tables["num_bytes"]) == ("fp8", 33, size * 33)
+        assert tables["layers"] == {"1": {"rows": 1362, "bytes": 1362 * 33}, "4": {"rows": 1552, "bytes": 1552 * 33}}
+        assert tables["resident_bytes"] == report["memory"]["table_bytes"] == resident
+        memory = report["memory"]
+        assert memory["needed_bytes"] == memory["weight_bytes"] + report["cache"]["allocated_bytes"] + resident
+    for layer in (1, 4):
+        (tmp_path / f"engram.layer{layer}.int4.table").touch()
+    args = ("--model", folder, "--engram-tier", "disk", "--engram-tables", tmp_path, "--engram-cache-rows", 1400)
+    tables = check(run, *args)["tables"]
+    assert (tables["format"], tables["row_bytes"], tables["resident_bytes"]) == ("int4", 17, (1362 + 1400) * 17)
+    text = run("check", *args).out
+    assert "n-gram tables: int4, in table files, read row by row" in text and str(tmp_path) in text.replace("\n", "")
+    missing = run("check", "--model", folder, "--engram-tables", tmp_path / "nowhere")
+    assert missing.code == 2 and "found no table file" in missing.err
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [([0], "0"), ([0, 1], "0-1"), ([2, 8], "2, 8"), ([1, 3, 5], "1, 3, 5"), ([1, 3, 5, 7], "1, 3, …, 7"),
+     ([0, 2, 3, 4, 9], "0, 2-4, 9"), ([3, 4, 6, 8, 10, 12], "3-4, 6, 8, …, 12"), ([], "")],
+)  # fmt: skip
+def test_runs(numbers: list[int], text: str) -> None:
+    assert runs(numbers) == text
+
+
+@pytest.mark.parametrize("name", ["v41/fp8_fp4", "v32/fp8"])
+def test_probe_of_other_families(name: str, run: Run, golden_v41: Path, golden_v32: Path) -> None:
+    report = check(run, "--model", golden_v41.parent / name, "--probe")
+    assert report["files"]["valid"] and report["files"]["has_draft"] and report["problems"] == []
+    found = report["probe"]
+    assert found["is_expected"] and not found["unreadable"] and len(found["blocks"]) == 16 and found["first_layer"]
+    text = run("check", "--model", golden_v41.parent / name, "--probe").out
+    assert all(f"  {line}\n" in text for line in found["lines"])
 
 
 def test_cache_sizes_as_text(run: Run) -> None:

@@ -15,11 +15,6 @@ from ascend_dsv4.engram.hashing import EngramHash
 
 
 @pytest.fixture
-def golden_v41(full_golden_v4: Path) -> Path:
-    return full_golden_v4.parent / "v41"
-
-
-@pytest.fixture
 def golden_engram(golden_v41: Path) -> dict[str, NDArray[Any]]:
     return load_file(golden_v41 / "engram.safetensors")
 

@@ -21,11 +21,11 @@ from ascend_dsv4.model.checkpoint import Checkpoint
 @pytest.mark.parametrize("variant", ["bf16", "fp8_fp4"])
 @pytest.mark.parametrize("format", FORMATS)
 def test_formats(
-    golden_v41: Path, tmp_path: Path, variant: str, format: RowFormat, monkeypatch: pytest.MonkeyPatch
+    full_golden_v41: Path, tmp_path: Path, variant: str, format: RowFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Values come out as stored, or within the error that is reported; in chunks, with progress."""
     monkeypatch.setattr("ascend_dsv4.engram.convert._CHUNK_ROWS", 500)
-    checkpoint = Checkpoint.open(golden_v41 / variant)
+    checkpoint = Checkpoint.open(full_golden_v41 / variant)
     path = tmp_path / table_file_name(4, format)
     assert path.name == f"engram.layer4.{format}.table"
     steps: list[tuple[int, int]] = []
@@ -49,8 +49,8 @@ def test_formats(
     table.close()
 
 
-def test_released_rows_keep_their_bytes(golden_v41: Path, tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(golden_v41 / "fp8_fp4")
+def test_released_rows_keep_their_bytes(full_golden_v41: Path, tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(full_golden_v41 / "fp8_fp4")
     convert_table(checkpoint, 1, tmp_path / "t", "fp8")
     table = MappedFile(tmp_path / "t")
     packed = np.empty((1362, 33), dtype=np.uint8)
@@ -59,16 +59,16 @@ def test_released_rows_keep_their_bytes(golden_v41: Path, tmp_path: Path) -> Non
     assert np.array_equal(packed[:, 32:], checkpoint.array("layers.1.engram.embed.scale"))
 
 
-def test_another_size(golden_v41: Path, tmp_path: Path) -> None:
+def test_another_size(full_golden_v41: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="1,362 rows, expected 1,363"):
-        convert_table(Checkpoint.open(golden_v41 / "bf16"), 1, tmp_path / "t", "fp8", num_rows=1363)
+        convert_table(Checkpoint.open(full_golden_v41 / "bf16"), 1, tmp_path / "t", "fp8", num_rows=1363)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk(golden_v41: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk(full_golden_v41: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=5000))
     with pytest.raises(CapacityError, match="5,000 bytes free, expected"):
-        convert_table(Checkpoint.open(golden_v41 / "bf16"), 1, tmp_path / "t", "fp8")
+        convert_table(Checkpoint.open(full_golden_v41 / "bf16"), 1, tmp_path / "t", "fp8")
 
 
 @pytest.mark.parametrize("format", FORMATS)

@@ -113,8 +113,8 @@ class TestGoldens:
         assert np.array_equal(golden_hash.row_ids(compressed, START), golden_engram["masked.hash_ids"])
 
     @pytest.mark.parametrize("variant", ["bf16", "fp8_fp4"])
-    def test_token_map(self, golden_v41: Path, golden_engram: dict[str, NDArray[Any]], variant: str) -> None:
-        path = golden_v41 / variant / "tokenizer.json"
+    def test_token_map(self, full_golden_v41: Path, golden_engram: dict[str, NDArray[Any]], variant: str) -> None:
+        path = full_golden_v41 / variant / "tokenizer.json"
         for source in (path, str(path), path.read_bytes()):
             token_map = compressed_token_map(source)
             assert token_map.dtype == np.int32

@@ -28,9 +28,9 @@ def packed_table(checkpoint: Checkpoint, name: str) -> tuple[str, NDArray[np.uin
 @pytest.mark.parametrize("variant", ["bf16", "fp8_fp4"])
 @pytest.mark.parametrize("layer", [1, 4])
 def test_reproduces_the_golden_streams(
-    golden_v41: Path, golden_engram: dict[str, NDArray[Any]], golden_hash: EngramHash, variant: str, layer: int
+    full_golden_v41: Path, golden_engram: dict[str, NDArray[Any]], golden_hash: EngramHash, variant: str, layer: int
 ) -> None:
-    checkpoint = Checkpoint.open(golden_v41 / variant)
+    checkpoint = Checkpoint.open(full_golden_v41 / variant)
     before, after = (golden_engram[f"len300.layer{layer}.{side}_streams"] for side in ("in", "out"))
     compressed = golden_engram["token_map"][golden_engram["len300.input_ids"]]
     ids = golden_hash.row_ids(compressed, np.full(3, ABSENT, dtype=np.int32))[golden_engram["streams.positions"]]

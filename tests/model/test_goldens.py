@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model against outputs of independent implementations."""
+"""The models against outputs of independent implementations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,32 +12,51 @@ import pytest
 from safetensors.numpy import load_file
 
 from ascend_dsv4 import LLM
-from tests.model.golden_report import MATH_ITEMS, VARIANTS, Item, greedy, math_logits, open_llm, qat_logits
+from tests.model.golden_report import FAMILIES, MATH_ITEMS, Item, greedy, math_logits, open_llm, rounded_logits
+
+VARIANTS = [(name, variant) for name, family in FAMILIES.items() for variant in family.variants]
+PARTS = [(name, variant, part) for name, variant in VARIANTS for part in FAMILIES[name].parts]
+ROUNDED = [(name, variant) for name, variant in VARIANTS if FAMILIES[name].rounded]
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
-def plain(request: pytest.FixtureRequest, full_golden_v4: Path) -> LLM:
-    """Each variant in plain maths."""
-    return open_llm(full_golden_v4 / request.param, "off")
+@pytest.fixture(scope="module")
+def folders(full_golden_v4: Path, full_golden_v41: Path, full_golden_v32: Path) -> dict[str, Path]:
+    """Family → its goldens."""
+    return {folder.name: folder for folder in (full_golden_v4, full_golden_v41, full_golden_v32)}
 
 
-@pytest.mark.parametrize("items", MATH_ITEMS.values(), ids=MATH_ITEMS)
-def test_math(items: Callable[[LLM, Path], Iterator[Item]], plain: LLM, full_golden_v4: Path) -> None:
-    missed = [str(item) for item in items(plain, full_golden_v4) if not item.passed]
-    assert not missed, "\n".join(missed)
+@pytest.fixture(scope="module")
+def plain(folders: dict[str, Path]) -> Callable[[str, str], LLM]:
+    """A variant in plain maths, opened once."""
+    return cache(lambda name, variant: open_llm(folders[name] / variant, "off"))
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_storage_rounding(variant: str, full_golden_v4: Path) -> None:
-    missed = [str(i) for i in qat_logits(open_llm(full_golden_v4 / variant, "released"), full_golden_v4) if not i.passed]
-    assert not missed, "\n".join(missed)
+@pytest.mark.parametrize(("name", "variant", "part"), PARTS)
+def test_math(name: str, variant: str, part: str, plain: Callable[[str, str], LLM], folders: dict[str, Path]) -> None:
+    assert_passed(MATH_ITEMS[part](plain(name, variant), folders[name]))
+
+
+@pytest.mark.parametrize(("name", "variant"), ROUNDED)
+def test_storage_rounding(name: str, variant: str, folders: dict[str, Path]) -> None:
+    assert_passed(rounded_logits(open_llm(folders[name] / variant, "released"), folders[name]))
+
+
+def test_rounding_changes_the_logits(full_golden_v41: Path) -> None:
+    """The two kinds of goldens are far apart, so that passing both says something."""
+    data = load_file(full_golden_v41 / "logits.safetensors")
+    assert np.abs(data["len130.math.logits"] - data["len130.qat.logits"]).max() > 1
 
 
 def test_committed_goldens(golden_v4: Path) -> None:
     """What a plain clone carries is enough for prefill and greedy decoding."""
     llm = open_llm(golden_v4 / "fp8_fp4", "off")
-    missed = [str(item) for part in (math_logits, greedy) for item in part(llm, golden_v4) if not item.passed]
-    assert not missed, "\n".join(missed)
+    assert_passed(item for part in (math_logits, greedy) for item in part(llm, golden_v4))
+
+
+def assert_passed(items: Iterator[Item]) -> None:
+    compared = list(items)
+    assert compared
+    assert all(item.passed for item in compared), "\n".join(str(item) for item in compared if not item.passed)
 
 
 def test_weight_formats_hold_the_same_numbers(golden_v4: Path) -> None:

@@ -112,7 +112,7 @@ def test_nan_is_counted_and_json_stays_finite(folder: Path) -> None:
     flip(folder / SHARDS[0], "layers.0.attn.wq_a.weight", 77, 0x7F)
     flip(folder / SHARDS[0], "layers.0.ffn.experts.0.w1.scale", 0, 255)
     flip(folder / SHARDS[0], "layers.0.attn.wkv.scale", 0, 255)
-    report = probe(folder, num_blocks=400)
+    report = probe(folder, num_blocks=2000)
     stats = {sample.name: sample.stats for sample in report.first_layer}
     assert stats["layers.0.attn.wq_a.weight"].num_non_finite == 1
     assert stats["layers.0.ffn.experts.0.w1.weight"].num_non_finite == 32
@@ -219,3 +219,29 @@ def test_only_the_needed_pages_are_read(folder: Path) -> None:
     total_bytes, peak_kib = map(int, done.stdout.split())
     assert total_bytes > 2 * size
     assert peak_kib < 300 * 1024
+
+
+def test_v41_tables(full_golden_v41: Path) -> None:
+    """A row of an n-gram table has scales of its own: 1 x 32 values each, whatever the blocks of the matrices."""
+    report = probe(full_golden_v41 / "fp8_fp4", num_blocks=2000)
+    plain = Checkpoint.open(full_golden_v41 / "bf16")
+    assert report.is_expected and not report.unreadable
+    tables = [block for block in report.blocks if ".engram.embed." in block.name]
+    assert {block.name for block in tables} == {f"layers.{layer}.engram.embed.weight" for layer in (1, 4)}
+    for block in tables:
+        row, column = block.block_index
+        values = plain.read_float32(block.name)[row, column * 32 : (column + 1) * 32].astype(np.float64)
+        assert (block.stats.min, block.stats.max) == (values.min(), values.max())
+        assert block.stats.rms == pytest.approx(np.sqrt(np.square(values).mean()), rel=1e-12)
+
+
+def test_v32_first_layer(full_golden_v32: Path) -> None:
+    report = probe(full_golden_v32 / "fp8")
+    plain = Checkpoint.open(full_golden_v32 / "bf16")
+    assert report.is_expected and not report.unreadable
+    found = {sample.name: sample.stats for sample in report.first_layer}
+    assert found.keys() == {name for name in plain.names() if name.startswith("model.layers.0.")}
+    for name, stats in found.items():
+        values = plain.read_float32(name).astype(np.float64)
+        assert (stats.min, stats.max) == (values.min(), values.max()), name
+        assert stats.rms == pytest.approx(np.sqrt(np.square(values).mean()), rel=1e-9)

@@ -8,127 +8,21 @@ the compute dtype, to which it rounds where the model does so in mid-operator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, np.dtype[Any]]
-Args = dict[str, Any]
-Oracle = Callable[[Args, dict[str, Any], str], dict[str, Array]]
-
-E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
-# 0x7F, which would be 480, is the NaN.
-E4M3 = [m / 8 * 2.0**-6 for m in range(8)] + [(1 + m / 8) * 2.0 ** (e - 7) for e in range(1, 16) for m in range(8)][:-1]
-
-
-def round_to(x: Array, dtype: str) -> Array:
-    """Nearest value of a float type, ties to even."""
-    if dtype == "float64":
-        return x
-    single = np.asarray(x, dtype=np.float32)
-    if dtype == "float32":
-        return single.astype(np.float64)
-    if dtype == "float16":
-        return single.astype(np.float16).astype(np.float64)
-    assert dtype == "bfloat16"
-    bits = single.view(np.uint32).astype(np.uint64)
-    rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16).astype(np.uint32).view(np.float32)
-    return np.where(np.isnan(single), np.nan, rounded).astype(np.float64)
-
-
-def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
-    """Real values of a plain, FP8 or FP4 matrix, which are float32 numbers."""
-    if scale is None:
-        return weight
-    out = np.zeros((weight.shape[0], weight.shape[1] * (2 if weight.dtype == np.int8 else 1)))
-    for i in range(out.shape[0]):
-        for j in range(out.shape[1]):
-            if weight.dtype == np.int8:
-                byte = int(weight[i, j // 2]) & 0xFF
-                code = byte >> 4 if j % 2 else byte & 15
-                value, factor = (-1) ** (code >> 3) * E2M1[code & 7], scale[i, j // 32]
-            else:
-                code = int(weight[i, j])
-                value, factor = (-1) ** (code >> 7) * E4M3[code & 127], scale[i // block[0], j // block[1]]
-            if scale.dtype == np.uint8:
-                factor = 2.0 ** (int(factor) - 127)
-            out[i, j] = np.float32(value * factor)
-    return out
-
-
-def nearest(value: float, grid: list[float]) -> float:
-    """The nearest value of a grid, at most its last; of two equally near, the one of even code."""
-    distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
-    codes = np.flatnonzero(distance == distance.min())
-    code = codes[0] if len(codes) == 1 or codes[0] % 2 == 0 else codes[1]
-    return math.copysign(grid[code], value)
-
-
-def power_of_two(amax: float, largest: float) -> float:
-    """The smallest power of two that is not below the float32 product amax · (1 / largest)."""
-    mantissa, exponent = math.frexp(float(np.float32(amax) * np.float32(1 / largest)))
-    return 2.0 ** (exponent - (mantissa == 0.5))
-
-
-def e4m3(amax: float, largest: float) -> float:
-    return nearest(float(np.float32(amax) / np.float32(largest)), E4M3)
-
-
-def grid_round(
-    row: Array, group: int, grid: list[float], floor: float, scale_rule: Callable[[float, float], float] = power_of_two
-) -> Array:
-    """Groups of a row to the nearest multiple of their scale that the grid has."""
-    out = row.copy()
-    for start in range(0, len(row), group):
-        part = row[start : start + group]
-        scale = scale_rule(max(np.abs(part).max(), floor), grid[-1])
-        out[start : start + group] = [nearest(value, grid) * scale for value in part / scale]
-    return out
-
-
-def hadamard(row: Array) -> Array:
-    """Sylvester's matrix times a row, over the root of its size."""
-    matrix = np.ones((1, 1))
-    while len(matrix) < len(row):
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return np.asarray(matrix @ row * len(row) ** -0.5)
-
-
-def stored(row: Array, rounding: str, rope_dim: int, dtype: str) -> Array:
-    """A row as the cache holds it."""
-    if rounding == "fp8":
-        split = len(row) - rope_dim
-        return np.concatenate([grid_round(row[:split], 64, E4M3, float(np.float32(1e-4))), row[split:]])
-    if rounding == "hadamard_fp4":
-        return grid_round(round_to(hadamard(row), dtype), 32, E2M1, 6 * 2.0**-126)
-    if rounding == "fp8_b32":
-        return grid_round(row, 32, E4M3, float(np.float32(1e-4)))
-    if rounding == "fp4_b32":
-        return grid_round(row, 32, E2M1, 6 * 2.0**-126)
-    if rounding == "fp4_b16_e4m3":
-        return grid_round(row, 16, E2M1, 6 * 2.0**-9, e4m3)
-    assert rounding == "none"
-    return row
-
-
-def normed(row: Array, weight: Array | None, eps: float) -> Array:
-    y = row / math.sqrt((row * row).sum() / len(row) + eps)
-    return y if weight is None else y * weight
-
-
-def turned(row: Array, cos: Array, sin: Array, first: int, layout: str) -> Array:
-    """2·len(cos) channels from `first` on, pair by pair."""
-    out, half = row.copy(), len(cos)
-    for i, (c, s) in enumerate(zip(cos, sin, strict=True)):
-        left, right = {"adjacent": (2 * i, 2 * i + 1), "halves": (i, i + half)}[layout]
-        a, b = row[first + left], row[first + right]
-        out[first + left], out[first + right] = a * c - b * s, a * s + b * c
-    return out
-
-
-def silu(x: Array) -> Array:
-    return np.asarray(x / (1 + np.exp(-x)))
+from tests.ops.numerics import Args, Array, Oracle, decode, normed, round_to, silu, stored, turned
+from tests.ops.surroundings import (
+    concat,
+    engram_gate,
+    engram_rows,
+    gelu,
+    linear_bias,
+    merge_patches,
+    place_rows,
+    vision_block,
+)
 
 
 def embed(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
@@ -136,41 +30,6 @@ def embed(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
     for t, token in enumerate(a["input_ids"]):
         for n in range(attrs["hc_mult"]):
             out[t, n] = a["weight"][token]
-    return {"y": out}
-
-
-def engram_rows(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    rows, head_dim = a["rows"], attrs["head_dim"]
-    out = np.zeros((*rows.shape[:2], head_dim))
-    for t, column in np.ndindex(rows.shape[:2]):
-        data = [int(byte) for byte in rows[t, column]]
-        for c in range(head_dim):
-            if attrs["format"] == "bf16":
-                out[t, column, c] = np.array([data[2 * c] << 16 | data[2 * c + 1] << 24], dtype="u4").view("f4")[0]
-                continue
-            if attrs["format"] == "fp8":
-                value = (-1) ** (data[c] >> 7) * [*E4M3, math.nan][data[c] & 127]
-            elif attrs["format"] == "int8":
-                value = data[c] - 256 * (data[c] > 127)
-            else:
-                nibble = data[c // 2] >> 4 if c % 2 else data[c // 2] & 15
-                value = nibble - 16 * (nibble > 7)
-            exponent = data[len(data) - head_dim // 32 + c // 32]
-            out[t, column, c] = value * (math.nan if exponent == 255 else 2.0 ** (exponent - 127))
-    return {"e": round_to(out.reshape(len(rows), rows.shape[1] * head_dim), attrs["out_dtype"])}
-
-
-def engram_gate(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    streams, out = a["streams"], a["streams"].copy()
-    hidden = streams.shape[2]
-    for t, s in np.ndindex(streams.shape[:2]):
-        if a["is_image"] is not None and a["is_image"][t] != 0:
-            continue
-        h, key, value = streams[t, s], a["kv"][t, s * hidden : (s + 1) * hidden], a["kv"][t, -hidden:]
-        q = normed(h, a["q_weight"][s], attrs["eps"])
-        dot = (q * normed(key, a["k_weight"][s], attrs["eps"])).sum() / math.sqrt(hidden)
-        sign = 0.0 if dot == 0 and not attrs["sign_of_zero"] else math.copysign(1, dot)
-        out[t, s] = h + value / (1 + math.exp(-sign * math.sqrt(max(abs(dot), 1e-6))))
     return {"y": out}
 
 
@@ -527,74 +386,6 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
         ids.append(token)
         logprobs.append(row[token] - top - math.log(sum(math.exp(x - top) for x in row)))
     return {"ids": np.array(ids, dtype=np.int32), "logprobs": np.array(logprobs)}
-
-
-def concat(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    x, y = a["x"], a["y"]
-    z = np.empty((*x.shape[:-1], x.shape[-1] + y.shape[-1]))
-    z[..., : x.shape[-1]], z[..., x.shape[-1] :] = x, y
-    return {"z": z}
-
-
-def gelu(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    y = [x / 2 * math.erfc(-x / math.sqrt(2)) for x in a["x"].reshape(-1)]
-    return {"y": np.array(y).reshape(a["x"].shape)}
-
-
-def linear_bias(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    return {"y": np.einsum("...i,oi->...o", a["x"], a["weight"]) + a["bias"]}
-
-
-def merge_patches(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    (blocks, cells), dim = a["patch_ids"].shape, a["x"].shape[1]
-    out = np.zeros((blocks, dim * cells))
-    for b, k, c in np.ndindex(blocks, cells, dim):
-        if a["patch_ids"][b, k] >= 0:
-            out[b, c * cells + k] = a["x"][a["patch_ids"][b, k], c]
-    return {"y": out}
-
-
-def half_turned(row: Array, cos: Array, sin: Array) -> Array:
-    """A head, channel i with channel i + half."""
-    out, half = row.copy(), len(cos)
-    for i in range(half):
-        out[i] = row[i] * cos[i] - row[i + half] * sin[i]
-        out[i + half] = row[i + half] * cos[i] + row[i] * sin[i]
-    return out
-
-
-def vision_block(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    def kept(x: Array) -> Array:
-        return round_to(x, dtype)
-
-    x, (count, dim) = a["x"], a["x"].shape
-    size = dim // attrs["num_heads"]
-    qkv = [kept(a["wqkv"] @ kept(normed(row, a["norm1"], attrs["eps"])) + a["bqkv"]) for row in x]
-    o = np.zeros((count, dim))
-    for start in range(0, dim, size):
-        head = slice(start, start + size)
-        q, k = (
-            [kept(half_turned(row[part:][head], a["cos"][p], a["sin"][p])) for p, row in enumerate(qkv)] for part in (0, dim)
-        )
-        for p in range(count):
-            scores = np.array([q[p] @ key for key in k]) / math.sqrt(size)
-            powers = np.exp(scores - scores.max())
-            o[p, head] = sum(power * row[2 * dim :][head] for power, row in zip(powers, qkv, strict=True)) / powers.sum()
-    y = np.zeros((count, dim))
-    for p in range(count):
-        middle = kept(x[p] + kept(a["wo"] @ kept(o[p]) + a["bo"]))
-        gate, up = np.split(kept(a["w1"] @ kept(normed(middle, a["norm2"], attrs["eps"]))), 2)
-        y[p] = middle + kept(a["w2"] @ kept(kept(silu(gate)) * up))
-    return {"y": y}
-
-
-def place_rows(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
-    y = a["streams"].copy()
-    for row, token in zip(a["rows"], a["at"], strict=True):
-        if token >= 0:
-            for stream in range(y.shape[1]):
-                y[token, stream] = round_to(row, dtype)
-    return {"y": y}
 
 
 ORACLES: dict[str, Oracle] = {

@@ -150,6 +150,18 @@ def test_an_end_token_before_min_tokens(plain: LLM, drafting: LLM, truths: list[
     assert engine.stats.num_accepted_tokens > 3
 
 
+@pytest.mark.parametrize("length", [2, 8, 9])
+def test_an_end_token_right_after_min_tokens(drafting: LLM, truths: list[Truth], length: int) -> None:
+    """The row that draws it stands in the middle of a step that began before the least length."""
+    output = truths[1].request.output_ids
+    assert output.index(output[length]) == length
+    engine, drafter = scripted(drafting, always(NUM_DRAFTS))
+    params = replace(GREEDY, stop_token_ids=(output[length],), min_tokens=length)
+    request = submit(engine, drafter, truths[1].prompt, params, output)
+    _finish(engine)
+    assert (request.output_ids, request.finish_reason) == (output[: length + 1], "stop")
+
+
 def test_a_stop_text_among_the_drafts(drafting: LLM, truths: list[Truth], monkeypatch: pytest.MonkeyPatch) -> None:
     output = truths[1].request.output_ids
     engine, drafter = scripted(drafting, always(NUM_DRAFTS))

@@ -28,15 +28,9 @@ RELEASED = VisionConfig(
 
 
 @pytest.fixture(scope="session")
-def golden_v41(full_golden_v4: Path) -> Path:
-    """The V4.1 goldens lie beside those of V4; like the full set of those, they are not in a plain clone."""
-    return full_golden_v4.parent / "v41"
-
-
-@pytest.fixture(scope="session")
 def tiny_json(golden_v41: Path) -> dict[str, Any]:
     """config.json of the tiny model."""
-    return json.loads((golden_v41 / "bf16" / "config.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((golden_v41 / "fp8_fp4" / "config.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")

@@ -66,14 +66,14 @@ class Vision:
 
 
 @pytest.fixture(scope="module")
-def vision(golden_v41: Path, tiny: VisionConfig, tiny_json: dict[str, Any]) -> Vision:
-    return Vision(golden_v41 / "bf16", tiny, tiny_json["text_config"]["hidden_size"], "float32", "released")
+def vision(full_golden_v41: Path, tiny: VisionConfig, tiny_json: dict[str, Any]) -> Vision:
+    return Vision(full_golden_v41 / "bf16", tiny, tiny_json["text_config"]["hidden_size"], "float32", "released")
 
 
 @pytest.mark.parametrize("k", IMAGES)
-def test_golden(k: int, vision: Vision, golden_v41: Path, golden: dict[str, Tensor]) -> None:
+def test_golden(k: int, vision: Vision, full_golden_v41: Path, golden: dict[str, Tensor]) -> None:
     """From the image file to the rows that enter the text model, in float32."""
-    patches, grid = preprocess(Image.open(golden_v41 / "images" / f"img{k}.png"), vision.config)
+    patches, grid = preprocess(Image.open(full_golden_v41 / "images" / f"img{k}.png"), vision.config)
     features, rows = vision(patches, grid.vit_h, grid.vit_w)
     for name, found in (("vision_out", features), ("aligner_out", rows)):
         expected = golden[f"img{k}.{name}"]
@@ -85,17 +85,17 @@ def test_golden(k: int, vision: Vision, golden_v41: Path, golden: dict[str, Tens
 
 @pytest.mark.parametrize("weight_format", ["fp32", "bf16"])
 def test_weight_formats_hold_the_same_numbers(
-    weight_format: str, vision: Vision, golden_v41: Path, tiny: VisionConfig, golden: dict[str, Tensor]
+    weight_format: str, vision: Vision, full_golden_v41: Path, tiny: VisionConfig, golden: dict[str, Tensor]
 ) -> None:
-    other = Vision(golden_v41 / "fp8_fp4", tiny, 128, "float32", weight_format)
+    other = Vision(full_golden_v41 / "fp8_fp4", tiny, 128, "float32", weight_format)
     patches = golden["img0.patches"].float().reshape(40, -1).numpy()
     for mine, expected in zip(other(patches, 5, 8), vision(patches, 5, 8), strict=True):
         assert torch.equal(mine, expected)
 
 
-def test_bfloat16_stays_near_float32(golden_v41: Path, tiny: VisionConfig, golden: dict[str, Tensor]) -> None:
+def test_bfloat16_stays_near_float32(full_golden_v41: Path, tiny: VisionConfig, golden: dict[str, Tensor]) -> None:
     patches = golden["img0.patches"].float().reshape(40, -1).numpy()
-    _, rows = Vision(golden_v41 / "bf16", tiny, 128, "bfloat16", "released")(patches, 5, 8)
+    _, rows = Vision(full_golden_v41 / "bf16", tiny, 128, "bfloat16", "released")(patches, 5, 8)
     assert rows.dtype == torch.bfloat16
     delta = (rows.float() - golden["img0.aligner_out"]).square().mean().sqrt() / golden[
         "img0.aligner_out"
@@ -150,8 +150,8 @@ def test_released_tensors() -> None:
     assert {name: specs[name].shape for name in table} == table
 
 
-def test_tiny_tensors_are_those_of_the_checkpoint(golden_v41: Path, tiny: VisionConfig) -> None:
-    checkpoint = Checkpoint.open(golden_v41 / "bf16")
+def test_tiny_tensors_are_those_of_the_checkpoint(full_golden_v41: Path, tiny: VisionConfig) -> None:
+    checkpoint = Checkpoint.open(full_golden_v41 / "bf16")
     stored = {name for name in checkpoint.names() if name.startswith(("vision.", "aligner.", "image_"))}
     specs = list(vision_tensors(tiny, 128))
     assert sorted(spec.name for spec in specs) == sorted(stored)
