@@ -42,7 +42,7 @@ EDGES: dict[str, set[str]] = {
     "engine": {"backend", "config", "kv_cache", "runner", "spec_decode", "errors"},
     "tokenizer": {"errors"},
     "vision": {"config", "errors"},
-    "server": {"engine", "config", "tokenizer", "errors"},
+    "server": {"engine", "config", "runner", "tokenizer", "vision", "errors"},
     "bench": {"errors"},
     "accuracy": {"backend", "graph", "ops", "errors"},
     "demo": {"config", "engram", "model", "quant", "tokenizer", "errors"},
