@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,6 +114,7 @@ class LLM:
         memory, row_format = None, FORMATS[0]
         if self.config.engram is not None:
             memory, row_format = open_store(self.config, self.engine_config, checkpoint, Path(model))
+            weakref.finalize(self, memory.close)  # its threads and files end with the model
         self._forward = forward_config(self.config, self.engine_config, row_format)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
@@ -281,6 +283,10 @@ class LLM:
 
         raises  UnsupportedError if the model reads no images, RequestError for one that cannot be read
         """
+        return self.vision_encoder().encode(open_image(image))
+
+    def vision_encoder(self) -> VisionEncoder:
+        """The vision tower, which is loaded the first time. raises UnsupportedError if the model reads no images"""
         if self.config.vision is None:
             raise UnsupportedError(
                 "images: got one, but this model has no vision tower (no vision_config in its config.json). Leave images out."
@@ -290,7 +296,7 @@ class LLM:
             graphs = vision_graphs(self.config.vision, self.engine_config.dtype, params)
             loaded = self._loader.load(params, lambda _: None)
             self._vision = VisionEncoder(self.config.vision, graphs, loaded, self.backend)
-        return self._vision.encode(open_image(image))
+        return self._vision
 
     def _prompt(self, prompt: Prompt, images: Images) -> tuple[Sequence[int], tuple[PlacedRows, ...]]:
         """Token ids of a prompt, and what stands in the place of its image tokens."""

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ascend_dsv4.cli.images import add_image_options, expanded, read_images, with_image_tokens
 from ascend_dsv4.cli.options import (
     add_engine_options,
     add_sampling_options,
@@ -27,6 +28,8 @@ from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import ConfigError, RequestError
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from ascend_dsv4.llm import LLM, Prompt, RequestOutput
 
 Commands = Any  # argparse keeps the type of what add_subparsers returns private
@@ -52,6 +55,7 @@ def add_parser(commands: Commands) -> None:
         help="print the typed graphs of the model for these options, or write them to FILE, and stop; a config.json is "
         "enough as model",
     )  # fmt: skip
+    add_image_options(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -62,21 +66,29 @@ def run(args: argparse.Namespace) -> int:
     model, engine = model_path(args.model), engine_config(args)
     if args.dump_graph is not None:
         return _dump_graphs(model, engine, args.dump_graph, as_json=args.json)
-    prompts, params = _prompts(args), sampling_params(args)
-    _check_prompts(prompts, model, engine)
-    return complete(open_model(model, engine), prompts, params, as_json=args.json)
+    params, images = sampling_params(args), read_images(args)
+    prompts = _checked_prompts(_prompts(args), images, model, engine)
+    return complete(open_model(model, engine), prompts, params, images, as_json=args.json)
 
 
-def _check_prompts(prompts: Sequence[Prompt], model: Path, engine: EngineConfig) -> None:
-    """Refuse what the model cannot process before hours of loading, not after."""
+def _checked_prompts(
+    prompts: Sequence[Prompt], images: Sequence[Image.Image], model: Path, engine: EngineConfig
+) -> Sequence[Prompt]:
+    """Refuse what the model cannot process before hours of loading, not after. Images get their tokens."""
     from ascend_dsv4.tokenizer import Tokenizer
 
-    if not (model / "tokenizer.json").exists():
-        return  # the model itself says what it needs
-    config, tokenizer = ModelConfig.from_file(model), Tokenizer.from_folder(model)
+    tokenizer = Tokenizer.from_folder(model) if (model / "tokenizer.json").exists() else None
+    if images:
+        prompts = with_image_tokens(prompts, len(images), ModelConfig.from_file(model), tokenizer)
+    elif tokenizer is None:
+        return prompts  # the model itself says what it needs
+    config = ModelConfig.from_file(model)
     for prompt in prompts:
-        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
-        check_prompt(ids, config, engine.max_model_len or config.max_position_embeddings)
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) and tokenizer is not None else prompt
+        assert not isinstance(ids, str)
+        limit = engine.max_model_len or config.max_position_embeddings
+        check_prompt(expanded(ids, images, config) if images else ids, config, limit)
+    return prompts
 
 
 def open_model(model: Path, engine: EngineConfig) -> LLM:
@@ -99,15 +111,20 @@ def open_model(model: Path, engine: EngineConfig) -> LLM:
     return llm
 
 
-def complete(llm: LLM, prompts: Sequence[Prompt], params: SamplingParams, *, as_json: bool) -> int:
-    """Complete prompts and print the results; a single one is printed while it grows. Returns the exit code."""
+def complete(
+    llm: LLM, prompts: Sequence[Prompt], params: SamplingParams, images: Sequence[Image.Image] = (), *, as_json: bool
+) -> int:
+    """Complete prompts and print the results; a single one, which may have images, is printed while it grows.
+
+    Returns the exit code.
+    """
     from ascend_dsv4.cli.terminal import print_error, print_json
 
     if len(prompts) == 1 and not as_json:
-        _stream(llm, prompts[0], params)
+        _stream(llm, prompts[0], params, images)
         return 0
     start = time.perf_counter()
-    outputs = llm.generate(prompts, params)
+    outputs = llm.generate(prompts, params, [images] if images else None)
     seconds = time.perf_counter() - start
     if as_json:
         num_tokens = sum(len(output.token_ids) for output in outputs)
@@ -143,7 +160,7 @@ def _print_outputs(llm: LLM, prompts: Sequence[Prompt], outputs: Sequence[Reques
     note(f"{len(prompts)} prompts, {num_tokens} tokens in {seconds:.2f} s: {num_tokens / seconds:.1f} tokens/s{_accepted(llm)}")
 
 
-def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
+def _stream(llm: LLM, prompt: Prompt, params: SamplingParams, images: Sequence[Image.Image]) -> None:
     from ascend_dsv4.cli.terminal import Answer, note
     from ascend_dsv4.tokenizer import IncrementalDetokenizer
 
@@ -152,7 +169,7 @@ def _stream(llm: LLM, prompt: Prompt, params: SamplingParams) -> None:
     start = time.perf_counter()
     times = []
     try:
-        with closing(llm.stream(prompt, params)) as tokens:
+        with closing(llm.stream(prompt, params, images)) as tokens:
             for new in tokens:
                 times.append(time.perf_counter())
                 request = new.request

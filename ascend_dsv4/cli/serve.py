@@ -59,7 +59,11 @@ def serve(model: Path, engine: EngineConfig, server: ServerConfig, announce: Ann
     with contextlib.closing(listener):
         configure_logging(server)
         llm = open_model(model, engine)
-        service = Service(llm.engine, llm.tokenizer, server.served_model_name or model.resolve().name, server)
+        encoder = None if llm.config.vision is None else llm.vision_encoder
+        if encoder is not None:
+            encoder()  # now rather than at somebody's first image
+        name = server.served_model_name or model.resolve().name
+        service = Service(llm.engine, llm.tokenizer, name, server, encoder)
         HttpServer(service).run_on(listener, lambda: announce(_url(listener), service.model_name))
     return 0
 

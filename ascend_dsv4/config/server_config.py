@@ -53,12 +53,28 @@ def _is_host(value: str) -> bool:
     return True
 
 
-def _origins(value: str) -> tuple[str, ...]:
-    return tuple(origin.strip() for origin in value.split(","))
+def _listed(value: str | None) -> tuple[str, ...]:
+    return () if value is None else tuple(item.strip() for item in value.split(","))
+
+
+def _are_hosts(value: str) -> bool:
+    return len(value) <= 4096 and all(_is_host(host) for host in _listed(value))
+
+
+def _are_networks(value: str) -> bool:
+    try:
+        return len(value) <= 4096 and all(ipaddress.ip_network(network) for network in _listed(value))
+    except ValueError:
+        return False
+
+
+def _are_ports(value: str) -> bool:
+    ports = _listed(value)
+    return len(value) <= 4096 and all(re.fullmatch(r"[0-9]{1,5}", port) and 1 <= int(port) <= 65535 for port in ports)
 
 
 def _are_origins(value: str) -> bool:
-    origins = _origins(value)
+    origins = _listed(value)
     return len(value) <= 4096 and (origins == ("*",) or all(_ORIGIN.fullmatch(origin) for origin in origins))
 
 
@@ -126,6 +142,31 @@ class ServerConfig(Options):
         legal=_are_origins,
         unset="none",
     )
+    max_images_per_prompt: int = integer(16, 0, 1024, "images that one request may send; 0 refuses all", because=_COUNT)
+    max_image_bytes: int = integer(
+        20_000_000, 1 << 10, 1 << 30, "bytes of the largest image file; one that is sent as a data URL also has to fit into "
+        "max_body_bytes", because="a file is held in memory while it is read",
+    )  # fmt: skip
+    allow_remote_images: bool = switch(False, "fetch images that requests name by http and https URLs, from public addresses")
+    allowed_image_hosts: str | None = string(
+        None,
+        "the only hosts that images are fetched from, separated by commas",
+        "host names or IP addresses, without scheme and port, separated by commas",
+        legal=_are_hosts,
+        unset="any",
+    )
+    allowed_image_networks: str | None = string(
+        None,
+        "networks that images may be fetched from although they are not public, separated by commas",
+        "networks such as 10.1.2.0/24, separated by commas",
+        legal=_are_networks,
+        unset="none",
+    )
+    allowed_image_ports: str = string(
+        "80,443", "ports that images may be fetched from, separated by commas", "TCP ports separated by commas",
+        legal=_are_ports,
+    )  # fmt: skip
+    image_timeout_s: float = real(10, 0.01, 3600, "seconds in which all remote images of a request must arrive", because=_TIME)
     log_level: Literal["debug", "info", "warning", "error"] | None = choice(
         None, "least severe log lines that are written", unset="$ASCEND_DSV4_LOG, else info"
     )
@@ -139,7 +180,22 @@ class ServerConfig(Options):
     @property
     def allowed_origins(self) -> tuple[str, ...]:
         """`cors_origins` one by one; ("*",) for any, empty for none."""
-        return () if self.cors_origins is None else _origins(self.cors_origins)
+        return _listed(self.cors_origins)
+
+    @property
+    def image_hosts(self) -> tuple[str, ...]:
+        """`allowed_image_hosts` one by one; empty for any."""
+        return _listed(self.allowed_image_hosts)
+
+    @property
+    def image_networks(self) -> tuple[str, ...]:
+        """`allowed_image_networks` one by one."""
+        return _listed(self.allowed_image_networks)
+
+    @property
+    def image_ports(self) -> tuple[int, ...]:
+        """`allowed_image_ports` one by one."""
+        return tuple(map(int, _listed(self.allowed_image_ports)))
 
 
 class ApiKeys:

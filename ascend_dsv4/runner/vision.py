@@ -24,7 +24,7 @@ from ascend_dsv4.model.vision_weights import VisionWeights
 from ascend_dsv4.model.weights import is_parameter
 from ascend_dsv4.runner.batch import PlacedRows
 from ascend_dsv4.vision.layout import END, IMAGE, NEWLINE, START, image_token_types
-from ascend_dsv4.vision.preprocess import preprocess
+from ascend_dsv4.vision.preprocess import ImageGrid, preprocess
 
 CACHE_BYTES: Final = 1 << 28
 """Of encoded images that are kept in case they come again, as in the next turn of a conversation."""
@@ -99,7 +99,10 @@ class VisionEncoder:
 
     def encode(self, image: Image.Image) -> EncodedImage:
         """Raises RequestError for a shape that no plan fits. An image that was seen lately is not computed again."""
-        patches, grid = preprocess(image, self._config)
+        return self.encode_patches(*preprocess(image, self._config))
+
+    def encode_patches(self, patches: NDArray[np.float32], grid: ImageGrid) -> EncodedImage:
+        """`encode` of what `preprocess` returned. One thread at a time, which need not be the one that runs the text model."""
         key = hashlib.sha256(patches.tobytes() + bytes(str(grid), "ascii")).digest()
         if key in self._kept:
             self._kept.move_to_end(key)

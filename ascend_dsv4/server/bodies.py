@@ -17,6 +17,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -56,19 +57,26 @@ LogitBias = Annotated[
 JsonObject = dict[str, Any]
 JsonObjects = Annotated[list[JsonObject], Field(fail_fast=True)]
 
-_NOT_TEXT: Final = ("image_url", "file", "image", "document", "input_image", "input_file")
+IMAGE_PARTS: Final = ("image_url", "image", "input_image")
+_DOCUMENTS: Final = ("file", "document", "input_file")
 
 
-def _text_only(parts: list[Any]) -> list[Any]:
-    """Refuse what `deepseek_recipe` would replace by a placeholder, which would look as if the model had seen it."""
+def _readable(parts: list[Any], info: ValidationInfo) -> list[Any]:
+    """Refuse what `deepseek_recipe` would replace by a placeholder, which would look as if the model had seen it.
+
+    The context of a validation says whether the model `reads_images`.
+    """
+    reads_images = bool(info.context and info.context["reads_images"])
     for index, part in enumerate(parts):
         if not isinstance(part, dict):
             continue
-        if part.get("type") in _NOT_TEXT:
-            raise ValueError(f"part {index} has type {part['type']}, but this model reads text only; leave media out")
+        kind = part.get("type")
+        if kind in _DOCUMENTS or (kind in IMAGE_PARTS and not reads_images):
+            what = "text and images" if reads_images else "text"
+            raise ValueError(f"part {index} has type {kind}, but this model reads {what} only; leave it out")
         for inner in (part.get("content"), part.get("output")):
             if isinstance(inner, list):
-                _text_only(inner)
+                _readable(inner, info)
     return parts
 
 
@@ -77,7 +85,7 @@ def _form(content: Any) -> str | None:
 
 
 Content = Annotated[
-    Annotated[str, Tag("text")] | Annotated[JsonObjects, AfterValidator(_text_only), Tag("parts")],
+    Annotated[str, Tag("text")] | Annotated[JsonObjects, AfterValidator(_readable), Tag("parts")],
     Discriminator(_form, custom_error_type="content", custom_error_message="Input should be a string or a list of parts"),
 ]
 

@@ -18,6 +18,7 @@ from fastapi.responses import JSONResponse, Response
 from ascend_dsv4.engine.engine import Output
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import AscendDsv4Error
+from ascend_dsv4.runner.batch import PlacedRows
 from ascend_dsv4.server.bodies import Body, ChatBody, CountTokensBody, MessagesBody, ResponsesBody, Sampling
 from ascend_dsv4.server.dialog import CHAT, MESSAGES, RESPONSES, Dialog, Event, JsonObject, Protocol, Reply
 from ascend_dsv4.server.errors import HttpError, as_http_error
@@ -67,36 +68,45 @@ class Conversations:
     async def count_tokens(self, request: Request) -> Response:
         data = await read_body(request, self._service.server.max_body_bytes)
         dialog = await asyncio.to_thread(self._count, data)
+        await measure_images(self._service, request, dialog)
         return JSONResponse({"input_tokens": len(dialog.prompt_ids)})
 
     def _count(self, data: bytes) -> Dialog:
-        body, content = parse_body(data, CountTokensBody)
+        body, content = parse_body(data, CountTokensBody, reads_images=self._service.images is not None)
         self._service.check_model(body.model)
         self._service.check_length(content["messages"])
         return self._service.dialog_format().open(MESSAGES, content)
 
     async def _answer(self, request: Request, protocol: Protocol, kind: type[B]) -> Response:
         data = await read_body(request, self._service.server.max_body_bytes)
-        turn = await asyncio.to_thread(self._open, protocol, data, kind)
+        body, dialog = await asyncio.to_thread(self._open, protocol, data, kind)
+        del data  # images may take long, and are in the dialog
+        images: tuple[PlacedRows, ...] = ()
+        if dialog.images and self._service.images is not None:
+            images = await until_disconnect(request, self._service.images.place(dialog))
+        turn = await asyncio.to_thread(self._settle, body, dialog, images)
         log_prompt(turn.dialog.prompt_ids)
-        request.state.log = {"prompt_tokens": len(turn.dialog.prompt_ids), "stream": turn.is_stream}
+        request.state.log = {"prompt_tokens": len(turn.dialog.prompt_ids), "images": len(images), "stream": turn.is_stream}
         reply_id = f"{protocol.id_prefix}{secrets.token_hex(16)}"
         if turn.is_stream:
             return await EventStream.opened(self._stream(turn, reply_id))
         return JSONResponse(await until_disconnect(request, self._whole(turn, reply_id)))
 
-    def _open(self, protocol: Protocol, data: bytes, kind: type[B]) -> _Turn:
-        """Check, convert, render, and settle how tokens are drawn; off the event loop, for prompts may be long."""
-        body, content = parse_body(data, kind)
+    def _open(self, protocol: Protocol, data: bytes, kind: type[B]) -> tuple[B, Dialog]:
+        """Check, convert and render; off the event loop, for prompts may be long."""
+        body, content = parse_body(data, kind, reads_images=self._service.images is not None)
         service = self._service
         service.check_model(body.model)  # type: ignore[attr-defined]
         service.check_length(content.get("messages", content.get("input")))
-        with_usage = False
         if isinstance(body, ChatBody):
             content = plain_chat(body, content)
-            with_usage = bool(body.stream_options and body.stream_options.include_usage)
-        dialog = service.dialog_format().open(protocol, content)
+        return body, service.dialog_format().open(protocol, content)
+
+    def _settle(self, body: Body, dialog: Dialog, images: tuple[PlacedRows, ...]) -> _Turn:
+        """How the tokens of the replies are drawn."""
+        service = self._service
         assert isinstance(body, Sampling)
+        with_usage = isinstance(body, ChatBody) and bool(body.stream_options and body.stream_options.include_usage)
         options = dialog.request.inference_options
         params = sampling_params(
             body,
@@ -109,9 +119,8 @@ class Conversations:
         if _has_grammar(dialog):
             constraint = partial(service.structured.constraint, dialog.turn, enforce_tools=dialog.is_strict)
         _check_combination(body, dialog)
-        return _Turn(
-            dialog, Prompt(dialog.prompt_ids, params, constraint), bool(dialog.request.stream), with_usage, int(time.time())
-        )
+        prompt = Prompt(dialog.prompt_ids, params, images, constraint)
+        return _Turn(dialog, prompt, bool(dialog.request.stream), with_usage, int(time.time()))
 
     def _max_tokens(self, dialog: Dialog, asked: int | None) -> int:
         """Tokens to generate at most: as asked, else as the server says, else as the model's publisher does."""
@@ -169,6 +178,12 @@ class Conversations:
                     continue
                 index = generation.requests.index(output.request)
                 yield index, replies[index], _advance(replies[index], output, turn.prompt.params, silent_ids, generation)
+
+
+async def measure_images(service: Service, request: Request, dialog: Dialog) -> None:
+    """Count the tokens of a dialog's images in its prompt. Raises ClientGone if nobody waits for the count any more."""
+    if dialog.images and service.images is not None:
+        await until_disconnect(request, service.images.measure(dialog))
 
 
 def _has_grammar(dialog: Dialog) -> bool:

@@ -44,12 +44,20 @@ class Event:
     data: JsonObject
 
 
+@dataclass(frozen=True, slots=True)
+class ImageUrl:
+    """An image that a conversation names: a data URL or a remote one, and where it stands in the body."""
+
+    url: str
+    path: str
+
+
 class DialogFormat:
     """Reads conversations for one checkpoint, and its replies. Nothing changes after loading: threads may share it."""
 
     def __init__(
         self, tokenizer: Tokenizer, model_name: str, *, preview_rules: bool, default_thinking: bool, max_tokens: int,
-        version: PromptVersion = V4,
+        version: PromptVersion = V4, image_token: str | None = None,
     ) -> None:  # fmt: skip
         """
         model_name         under which clients ask for the model
@@ -57,6 +65,7 @@ class DialogFormat:
         preview_rules      V4 only: whether effort words mean what they meant before release 0731
         default_thinking   for requests that do not say
         max_tokens         largest number of output tokens that a request may ask for
+        image_token        how the vocabulary spells the token that stands for an image; None for a model without
         raises             UnsupportedError if a control token of the format is not in the vocabulary
         """
         check_control_tokens(tokenizer, version)
@@ -66,11 +75,13 @@ class DialogFormat:
         self._default_effort = version.default_effort
         self._default_thinking = default_thinking
         self._tokenizer = recipe.Tokenizer.from_file(str(tokenizer.path))
-        self._encoding = version.encoding().with_tokenizer(self._tokenizer)
-        self._options = recipe.ConversionOptions(
-            thinking_max_tokens_upper_bound=max_tokens,
-            non_thinking_max_tokens_upper_bound=max_tokens,
-        ).with_model_alias(model_name, version.version())
+        self._reads_images = image_token is not None
+        spelling = recipe.SpecialTokens(image=image_token)
+        self._encoding = version.encoding().with_special_tokens(spelling).with_tokenizer(self._tokenizer)
+        options = recipe.ConversionOptions(
+            thinking_max_tokens_upper_bound=max_tokens, non_thinking_max_tokens_upper_bound=max_tokens
+        )
+        self._options = options.with_special_tokens(spelling).with_model_alias(model_name, version.version())
 
     def open(self, protocol: Protocol, body: JsonObject) -> Dialog:
         """Convert and render a body, with our own fields already taken out. Slow for long prompts.
@@ -89,6 +100,7 @@ class DialogFormat:
             request = protocol.request(sent).convert(options)
             turn = _any_tool(request) if protocol is MESSAGES and _is_any(body.get("tool_choice")) else _as_converted(request)
             prompt_ids = tuple(self._encoding.encode(turn.conversation))
+            images = self._images(turn.conversation)
         except recipe.ConversionError as error:
             details = json.loads(error.body)["error"]
             raise HttpError(error.status_code, details["message"], param=details.get("param")) from error
@@ -97,7 +109,14 @@ class DialogFormat:
         is_strict = any(tool.strict for tool in request.conversation.tools)
         if protocol is MESSAGES:  # where the package drops the word
             is_strict = any(tool.get("strict") for tool in body.get("tools") or ())
-        return Dialog(protocol, self.model_name, request, turn, is_strict, prompt_ids, self._tokenizer, echo, names)
+        return Dialog(protocol, self.model_name, request, turn, is_strict, prompt_ids, self._tokenizer, echo, names, images)
+
+    def _images(self, conversation: Any) -> tuple[ImageUrl, ...]:
+        """The images of a conversation in the order of their tokens, which is not always that of the messages."""
+        if not self._reads_images or not any(message.image_sources for message in conversation.messages):
+            return ()
+        sources = self._encoding.render_conversation(conversation).image_sources
+        return tuple(ImageUrl(str(source.data_url or source.url), source.path.lstrip(".")) for source in sources)
 
     def _with_effort(self, protocol: Protocol, body: JsonObject, default_thinking: bool) -> JsonObject:
         """The body with the word for its effort that the package understands as this release does."""
@@ -183,7 +202,7 @@ class Dialog:
 
     def __init__(
         self, protocol: Protocol, model_name: str, request: Any, turn: ModelTurn, is_strict: bool, prompt_ids: tuple[int, ...],
-        tokenizer: Any, echo: Any, tool_names: dict[str, tuple[str, str]],
+        tokenizer: Any, echo: Any, tool_names: dict[str, tuple[str, str]], images: tuple[ImageUrl, ...] = (),
     ) -> None:  # fmt: skip
         self.protocol = protocol
         self.request = request
@@ -191,6 +210,8 @@ class Dialog:
         self.is_strict = is_strict
         """Whether a tool wants its calls to follow the schema also where the model is free not to call."""
         self.prompt_ids = prompt_ids
+        """With one token for each of `images` until they have been read."""
+        self.images = images
         self._model_name = model_name
         self._tokenizer = tokenizer
         self._echo = echo

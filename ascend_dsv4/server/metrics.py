@@ -152,6 +152,11 @@ class Metrics:
         self._output_lengths = histogram("request_generation_tokens", "Generated tokens of a request.", lengths)
         self._first = histogram("time_to_first_token_seconds", "From arrival to the first token.")
         self._gaps = histogram("inter_token_latency_seconds", "Between two tokens of a request.")
+        self._images = Counter("ascend_dsv4_images", "Images taken into prompts.", registry=self.registry)
+        self._refused_images = Counter(
+            "ascend_dsv4_images_refused", "Images that could not be had, read or served.", registry=self.registry
+        )
+        self._encoding = histogram("image_encode_seconds", "Vision tower, of one image; next to nothing if it was seen lately.")
         self._whole = histogram("e2e_request_latency_seconds", "From arrival to the end of a request.")
 
     def submitted(self, requests: Iterable[Request], now: float) -> None:
@@ -188,6 +193,15 @@ class Metrics:
         """Requests were given up."""
         for request in requests:
             self._ended(request, "abort", time.perf_counter())
+
+    def image_encoded(self, seconds: float) -> None:
+        """An image went through the vision tower. On any thread."""
+        self._images.inc()
+        self._encoding.observe(seconds)
+
+    def image_refused(self) -> None:
+        """A request was turned away for one of its images."""
+        self._refused_images.inc()
 
     def http_request(self, method: str, path: str, status: int) -> None:
         """An HTTP request was answered; `path` is the route's, not the client's."""

@@ -14,8 +14,8 @@ from fastapi.responses import FileResponse, JSONResponse, Response
 
 from ascend_dsv4 import __version__
 from ascend_dsv4.server.bodies import ChatBody, DetokenizeBody, TokenizeBody
-from ascend_dsv4.server.conversations import plain_chat
-from ascend_dsv4.server.dialog import CHAT, JsonObject
+from ascend_dsv4.server.conversations import measure_images, plain_chat
+from ascend_dsv4.server.dialog import CHAT, Dialog, JsonObject
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.server.metrics import FINISH_REASONS, cache_use
 from ascend_dsv4.server.service import Service
@@ -59,30 +59,34 @@ class PlainRoutes:
 
     async def tokenize(self, request: Request) -> JSONResponse:
         data = await read_body(request, self._service.server.max_body_bytes)
-        return await asyncio.to_thread(self._tokenize, data)
+        body, found = await asyncio.to_thread(self._tokenize, data)
+        if isinstance(found, Dialog):
+            await measure_images(self._service, request, found)
+            found = list(found.prompt_ids)
+        result: JsonObject = {"count": len(found), "max_model_len": self._service.max_model_len, "tokens": found}
+        if body.return_token_strs:
+            tokenizer = self._service.text_tokenizer()
+            result["token_strs"] = await asyncio.to_thread(lambda: [tokenizer.decode([token_id]) for token_id in found])
+        return JSONResponse(result)
 
-    def _tokenize(self, data: bytes) -> JSONResponse:
-        body, content = parse_body(data, TokenizeBody)
+    def _tokenize(self, data: bytes) -> tuple[TokenizeBody, list[int] | Dialog]:
         service = self._service
+        body, content = parse_body(data, TokenizeBody, reads_images=service.images is not None)
         service.check_model(body.model)
         tokenizer = service.text_tokenizer()
         if (body.prompt is None) == (body.messages is None):
             raise HttpError(400, "expected prompt or messages, one of the two. Correct the request.", code="invalid_value")
         if body.prompt is not None:
             begin = [tokenizer.bos_token_id] if body.add_special_tokens and tokenizer.bos_token_id is not None else []
-            ids = [*begin, *tokenizer.encode(body.prompt)]
-        else:
-            ids = list(service.dialog_format().open(CHAT, self._as_chat(body, content)).prompt_ids)
-        result: JsonObject = {"count": len(ids), "max_model_len": service.max_model_len, "tokens": ids}
-        if body.return_token_strs:
-            result["token_strs"] = [tokenizer.decode([token_id]) for token_id in ids]
-        return JSONResponse(result)
+            return body, [*begin, *tokenizer.encode(body.prompt)]
+        return body, service.dialog_format().open(CHAT, self._as_chat(body, content))
 
     def _as_chat(self, body: TokenizeBody, content: JsonObject) -> JsonObject:
         """The Chat Completions body that has the prompt of these messages."""
         fields = {"messages": content["messages"], "tools": content.get("tools"), "model": self._service.model_name}
         options = content.get("chat_template_kwargs")
-        chat = ChatBody.model_validate({**fields, "chat_template_kwargs": options})
+        given = {**fields, "chat_template_kwargs": options}
+        chat = ChatBody.model_validate(given, context={"reads_images": self._service.images is not None})
         return plain_chat(chat, {name: value for name, value in fields.items() if value is not None})
 
     async def detokenize(self, request: Request) -> JSONResponse:

@@ -19,9 +19,13 @@ from ascend_dsv4.engine.loop import EngineLoop
 from ascend_dsv4.engine.request import Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
+from ascend_dsv4.runner.batch import PlacedRows
+from ascend_dsv4.runner.vision import VisionEncoder
+from ascend_dsv4.server.bodies import IMAGE_PARTS
 from ascend_dsv4.server.conversation import prompt_version
 from ascend_dsv4.server.dialog import DialogFormat
 from ascend_dsv4.server.errors import HttpError
+from ascend_dsv4.server.images import ImageReader
 from ascend_dsv4.server.metrics import Metrics
 from ascend_dsv4.server.structured import StructuredOutput
 from ascend_dsv4.tokenizer import Tokenizer
@@ -33,6 +37,7 @@ class Prompt:
 
     token_ids: Sequence[int]
     params: SamplingParams
+    images: tuple[PlacedRows, ...] = ()
     constraint: Callable[[], TokenConstraint | None] | None = None
     """Makes the grammar of one completion; may take seconds."""
 
@@ -90,10 +95,12 @@ class Generation:
 
 
 def _num_chars(text: object) -> int:
+    """Characters that may become text of a prompt; those of images do not."""
     if isinstance(text, str):
         return len(text)
     if isinstance(text, Mapping):
-        return sum(map(_num_chars, text.values()))
+        is_image = text.get("type") in IMAGE_PARTS
+        return sum(_num_chars(value) for name, value in text.items() if not (is_image and name in ("image_url", "source")))
     return sum(map(_num_chars, text)) if isinstance(text, list) else 0
 
 
@@ -110,7 +117,11 @@ def _raise_if_failed(output: Output) -> None:
 class Service:
     """A loaded model that answers. `start` and everything else run on the event loop's thread."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer | None, model_name: str, server: ServerConfig) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer | None, model_name: str, server: ServerConfig,
+        encoder: Callable[[], VisionEncoder] | None = None,
+    ) -> None:  # fmt: skip
+        """`encoder` returns the vision tower of a model that has one."""
         self.engine = engine
         self.config: ModelConfig = engine.config
         self.tokenizer = tokenizer
@@ -122,14 +133,19 @@ class Service:
         self.is_draining = False
         self.dialogs: DialogFormat | None = None
         self.no_dialogs = "this checkpoint has no tokenizer.json. Send token ids to /v1/completions."
+        self.images: ImageReader | None = None
         self._structured: StructuredOutput | None = None
         self._generations: dict[Request, Generation] = {}
         self._grammar_workers = ThreadPoolExecutor(2, thread_name_prefix="grammar")
         self._event_loop: asyncio.AbstractEventLoop | None = None
         if tokenizer is not None:
-            self._open_dialogs(tokenizer)
+            self._open_dialogs(tokenizer, encoder)
 
-    def _open_dialogs(self, tokenizer: Tokenizer) -> None:
+    def _open_dialogs(self, tokenizer: Tokenizer, encoder: Callable[[], VisionEncoder] | None) -> None:
+        image_token_id = self.config.image_token_id
+        image_token = None
+        if encoder is not None and image_token_id is not None and image_token_id < tokenizer.vocab_size:
+            image_token = tokenizer.id_to_token(image_token_id)
         try:
             version = prompt_version(self.config)
             self.dialogs = DialogFormat(
@@ -139,6 +155,7 @@ class Service:
                 default_thinking=self.server.default_thinking == "on",
                 max_tokens=self.max_model_len,
                 version=version,
+                image_token=image_token,
             )
         except UnsupportedError as error:
             self.no_dialogs = str(error)
@@ -146,6 +163,12 @@ class Service:
         self._structured = StructuredOutput(
             tokenizer, self.config.vocab_size, self.config.eos_token_id, self.dialogs.think_end_id, version.tools_format
         )
+        if image_token is not None:
+            assert encoder is not None and image_token_id is not None and self.config.vision is not None
+            self.images = ImageReader(
+                self.config.vision, image_token_id, encoder, self.server, self.metrics,
+                max_model_len=self.max_model_len, max_num_waiting=self.engine.engine.max_num_waiting,
+            )  # fmt: skip
 
     @property
     def max_model_len(self) -> int:
@@ -201,6 +224,8 @@ class Service:
 
     async def close(self) -> None:
         """End what is still under way, and the engine's thread."""
+        if self.images is not None:
+            self.images.close()
         await asyncio.to_thread(self.loop.stop)
 
     @asynccontextmanager
@@ -235,6 +260,7 @@ class Service:
                 sample_index=i,
                 deadline=deadline,
                 constraint=None if prompt.constraint is None else prompt.constraint(),
+                images=prompt.images,
             )
             for prompt in prompts
             for i in range(prompt.params.n)

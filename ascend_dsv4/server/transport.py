@@ -180,14 +180,17 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
             return b"".join(parts)
 
 
-def parse_body(data: bytes, kind: type[B]) -> tuple[B, dict[str, Any]]:
-    """A body as its model, and as plain data without the ignored fields. Slow for long bodies. Raises HttpError."""
+def parse_body(data: bytes, kind: type[B], *, reads_images: bool = False) -> tuple[B, dict[str, Any]]:
+    """A body as its model, and as plain data without the ignored fields. Slow for long bodies. Raises HttpError.
+
+    reads_images   whether messages may have images
+    """
     content = _parse_json(data)
     if not isinstance(content, dict):
         raise HttpError(400, f"the body is {show(content)}, expected a JSON object. See /docs.", code="invalid_json")
     content = {name: value for name, value in content.items() if name not in kind.IGNORED}
     try:
-        return kind.model_validate(content), content
+        return kind.model_validate(content, context={"reads_images": reads_images}), content
     except ValidationError as error:
         _raise_invalid(error)
 

@@ -57,7 +57,7 @@ class ImageSource:
     """Only these host names; any if empty."""
     max_bytes: int = 20_000_000
     timeout_s: float = 10.0
-    """For one image, redirects included."""
+    """For one image, redirects included, unless `load` is given a deadline."""
     allowed_networks: tuple[str, ...] = ()
     """Networks to connect to although they are not public: "10.0.0.0/8". Loopback too is reached only if listed."""
     allowed_ports: tuple[int, ...] = (80, 443)
@@ -80,9 +80,10 @@ class ImageSource:
                 "in no bytes or no time. Correct them."
             )
 
-    def load(self, url: str) -> bytes:
+    def load(self, url: str, deadline: float | None = None) -> bytes:
         """The bytes behind a URL, undecoded.
 
+        deadline   when a remote one must have arrived, on `time.monotonic`, if that is not in `timeout_s` from now
         raises  RequestError for a URL that is malformed, not allowed, unreachable, too large or too slow
         """
         if url[:5].lower() == "data:":
@@ -92,7 +93,7 @@ class ImageSource:
                 f"got {_shown(url)}", "a data URL (data:image/png;base64,...)", "this server does not fetch images",
                 "Send the image itself, or start the server with remote images allowed",
             )  # fmt: skip
-        return _Fetch(self, time.monotonic() + self.timeout_s).follow(url)
+        return _Fetch(self, time.monotonic() + self.timeout_s if deadline is None else deadline).follow(url)
 
     def _data(self, url: str) -> bytes:
         match = _DATA_URL.match(url)

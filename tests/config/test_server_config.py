@@ -34,7 +34,9 @@ def test_defaults() -> None:
         "host": "127.0.0.1", "port": 8000, "served_model_name": None, "max_body_bytes": 16 * 1024 * 1024,
         "max_num_connections": 1024, "max_n": 16, "request_timeout_s": 3600, "drain_timeout_s": 30, "keep_alive_s": 15,
         "retry_after_s": 1, "default_thinking": "on", "default_max_tokens": None, "api_keys_file": None,
-        "cors_origins": None, "log_level": None, "log_format": "json", "log_prompts": False,
+        "cors_origins": None, "max_images_per_prompt": 16, "max_image_bytes": 20_000_000, "allow_remote_images": False,
+        "allowed_image_hosts": None, "allowed_image_networks": None, "allowed_image_ports": "80,443", "image_timeout_s": 10,
+        "log_level": None, "log_format": "json", "log_prompts": False,
     }  # fmt: skip
     assert ServerConfig.from_dict({}) == ServerConfig()
 

@@ -138,7 +138,8 @@ class InProcess:
         for name, value in dataclasses.asdict(EngineStats()).items():
             setattr(llm.engine.stats, name, value)
         self.server = ServerConfig(**{"drain_timeout_s": 0, **options})
-        self.service = Service(llm.engine, llm.tokenizer, "demo", self.server)
+        encoder = None if llm.config.vision is None else llm.vision_encoder
+        self.service = Service(llm.engine, llm.tokenizer, "demo", self.server, encoder)
         self.http = HttpServer(self.service)
         self.brake = Brake(llm.engine.runner)
         self.brake.allow()
