@@ -202,7 +202,7 @@ def test_drafts_do_not_depend_on_the_schedule(
             compared += 1
             if token != best[j]:
                 break
-    print("COMPARED", compared)
+    assert compared >= (12 if "num_speculative_tokens" in options else 30)
     lengths = {len(text) for text in drafter.seen}
     assert min(lengths) < WINDOW and max(lengths) > 61 + WINDOW
     assert [len(request.output_ids) for request in requests] == [one.max_tokens for one in each]
