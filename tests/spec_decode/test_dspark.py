@@ -216,6 +216,29 @@ def test_drafts_do_not_depend_on_the_schedule(
     assert [len(request.output_ids) for request in requests] == [one.max_tokens for one in each]
 
 
+def test_drafts_end_where_confidence_does(golden_v41: Path, prompts: list[list[int]]) -> None:
+    """They are those that are made without a threshold up to where the product of the chances falls below it."""
+    outputs, seen = [], []
+    for threshold in (0.0, 0.3):
+        llm = make(golden_v41, speculative="dspark", speculative_threshold=threshold)
+        drafter = Recorder(llm)
+        engine = Engine(llm.config, llm.engine_config, llm.runner, drafter=drafter)
+        requests = [engine.submit(prompt, PLAIN) for prompt in prompts]
+        while engine.has_work:
+            engine.step()
+        outputs.append([request.output_ids for request in requests])
+        seen.append(drafter.seen)
+    assert outputs[0] == outputs[1]
+    lengths = []
+    for text, (ids, _, confidences) in seen[0].items():
+        chances = np.cumprod([1 / (1 + np.exp(-logit)) for logit in confidences])
+        count = int((chances >= 0.3).sum())
+        found = seen[1][text][0] if text in seen[1] else ()
+        assert found == ids[:count]
+        lengths.append(count)
+    assert len(set(lengths)) > 2
+
+
 @pytest.fixture(scope="module")
 def expected(golden_v41: Path, prompts: list[list[int]]) -> list[Any]:
     return make(golden_v41).generate(prompts, [GREEDY, DRAWN, PLAIN])
@@ -303,23 +326,23 @@ def test_window_blocks_cover_the_block(golden_v41: Path, window_block_size: int,
     """All sequences at once: a window of final rows, and a block behind them, however few of its drafts are used."""
     config = ModelConfig.from_file(golden_v41 / "fp8_fp4")
     engine = EngineConfig(
-        speculative="dspark", num_speculative_tokens=num_drafts, max_num_seqs=3, max_num_batched_tokens=12,
-        window_block_size=window_block_size,
+        speculative="dspark", num_speculative_tokens=num_drafts, max_num_seqs=8, window_block_size=window_block_size,
+        max_num_batched_tokens=2 * (1 + num_drafts),
     )  # fmt: skip
     manager = CacheManager(plan_caches(config, engine))
-    for number in range(3):
+    for number in range(8):
         manager.admit(number, 40)
         for end in range(1, 40):
             manager.begin_step(number, end - 1, end)
             manager.commit(number, end)
     for start in range(39, 90):
-        for number in range(3):
+        for number in range(8):
             manager.begin_step(number, start, start + BLOCK)
             seen = np.arange(start - WINDOW, start + BLOCK)
             table, size = manager.window_table(number), window_block_size
             slots = table[seen // size % len(table)] * size + seen % size
             assert np.array_equal(slots, manager.window_slots(number, seen))
-        for number in range(3):
+        for number in range(8):
             manager.commit(number, start + 1)
 
 
