@@ -10,15 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import load_file
 
 from ascend_dsv4 import LLM, SamplingParams
-from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine
-from ascend_dsv4.errors import CapacityError, ConfigError, RequestError
-from ascend_dsv4.kv_cache.accounting import account
-from ascend_dsv4.kv_cache.layout import plan_caches
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.spec_decode.draft import Draft
 from ascend_dsv4.spec_decode.drafter import Draw, Wanted
