@@ -54,6 +54,7 @@ setup(
             *VIDEO,
             *CLIENTS,
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.14",
             "mypy>=1.18",
             "types-PyYAML",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from ascend_dsv4.engram.opening import open_store, planned_format
 from ascend_dsv4.engram.rows import FORMATS, RowFormat
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
-from ascend_dsv4.kv_cache.layout import CachePlan, draft_cache, draft_caches, plan_caches
+from ascend_dsv4.kv_cache.layout import CachePlan, draft_caches, plan_caches
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.decoder import ForwardConfig
 from ascend_dsv4.model.dspark import draft_forward
@@ -113,6 +114,7 @@ class LLM:
         memory, row_format = None, FORMATS[0]
         if self.config.engram is not None:
             memory, row_format = open_store(self.config, self.engine_config, checkpoint, Path(model))
+            weakref.finalize(self, memory.close)  # its threads and files end with the model
         self._forward = forward_config(self.config, self.engine_config, row_format)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
@@ -394,18 +396,15 @@ def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:
 
 
 def draft_graphs(config: ModelConfig, engine: EngineConfig) -> tuple[Graph, ...]:
-    """The graphs of the draft stages without their weights; none for a model whose stages this version does not run."""
-    if config.draft_method is None or config.mla is not None:
+    """The graphs of the draft stages without their weights; none for a model without such stages."""
+    if config.draft_method is None:
         return ()
-    plan = plan_caches(config, engine)
+    plan, caches = plan_caches(config, engine), draft_caches(config, engine)
+    backbone = forward_config(config, engine)  # refuses what the stages cannot store either
     if config.dspark is None:
-        mtp = mtp_weights(config, engine.weights)
-        return (trace_mtp(config, forward_config(config, engine), mtp, plan, draft_cache(config, engine)),)
-    forward_config(config, engine)  # refuses what the backbone cannot store either
+        return trace_mtp(config, backbone, mtp_weights(config, engine.weights), plan, caches).all()
     forward = draft_forward(config, engine.dtype, engine.cache_rounding)
-    params = dspark_weights(config, engine.weights)
-    graphs = trace_dspark(config, forward, params, plan, draft_caches(config, engine))
-    return (graphs.context, graphs.block, graphs.markov)
+    return trace_dspark(config, forward, dspark_weights(config, engine.weights), plan, caches).all()
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -3,8 +3,8 @@
 
 The references are built from these and from exactly rounded elementwise arithmetic. What to avoid, and why: a matrix product
 picks its blocking by the number of rows, and its kernels for few columns sum in an order that depends on where in memory a
-row begins; `sigmoid`, `silu` and `softplus` run a vector kernel on full vectors and a scalar one on the remainder; a sum that
-leaves a single value is split between threads.
+row begins; `sigmoid`, `silu` and `softplus` run a vector kernel on full vectors and a scalar one on the remainder, so here they
+are given full vectors only; a sum that leaves a single value is split between threads.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ EDGES: dict[str, set[str]] = {
     "server": {"engine", "config", "runner", "tokenizer", "vision", "errors"},
     "bench": {"errors"},
     "accuracy": {"backend", "graph", "ops", "errors"},
-    "demo": {"config", "model", "quant", "tokenizer", "errors"},
+    "demo": {"config", "engram", "model", "quant", "tokenizer", "errors"},
 }
 """Room → rooms it may import. Modules of the package itself (llm, cli, …) may import any room."""
 ANY_ROOM = {"llm", "cli", "__init__", "__main__"}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,6 +21,7 @@ from ascend_dsv4.cli.serve import serve
 from ascend_dsv4.errors import RequestError
 
 DEFAULT_MAX_TOKENS: Final = 32
+FAMILIES: Final = ("v4", "v41", "v32")
 MODEL_NAME: Final = "demo"
 
 
@@ -29,10 +31,14 @@ def add_parser(commands: Any) -> None:
         "demo",
         allow_abbrev=False,
         help="try everything with a tiny model; needs no files",
-        description="Write a 10 MB V4 checkpoint with random weights (FP8 and FP4, every layer type), load it as any other, "
-        "and serve it; with --prompt complete a text instead, with --chat talk. The weights are random, so the text means "
-        "nothing.",
+        description="Write a checkpoint of 10 to 15 MB with random weights in the released formats, with every layer type of "
+        "its family, load it as any other, and serve it; with --prompt complete a text instead, with --chat talk. The "
+        "weights are random, so the text means nothing.",
     )
+    parser.add_argument(
+        "--model", choices=FAMILIES, default="v4",
+        help="family of the model: v4, v41 (n-gram tables, images, a block drafter) or v32 (default: v4)",
+    )  # fmt: skip
     parser.add_argument("--prompt", metavar="TEXT", help="complete this text and end")
     parser.add_argument("--chat", action="store_true", help="talk to it in the terminal")
     parser.add_argument("--json", action="store_true", help="with --prompt: print one JSON document when all is done")
@@ -54,23 +60,25 @@ def run(args: argparse.Namespace) -> int:
 
     _check_combination(args)
     engine, server, params = engine_config(args), server_config(args), sampling_params(args)
-    folder = demo_model(args.keep_dir)
+    folder = demo_model(args.keep_dir, args.model)
     size = sum(file.stat().st_size for file in folder.iterdir())
     note(f"demo model: {folder} ({size / 1e6:.1f} MB). Its weights are random: the text means nothing.")
     if args.chat:
         return chat.start(folder, engine, params, args)
     if args.prompt is not None:
         return complete(open_model(folder, engine), [args.prompt], params, as_json=args.json)
-    return serve(folder, engine, server, _announce)
+    return serve(folder, engine, server, partial(_announce, has_chat=args.model != "v32"))
 
 
-def _announce(url: str, model_name: str) -> None:
+def _announce(url: str, model_name: str, *, has_chat: bool) -> None:
     from ascend_dsv4.cli.terminal import note
 
+    path = "chat/completions" if has_chat else "completions"
+    content = """"messages": [{"role": "user", "content": "Hello"}]""" if has_chat else '"prompt": "Hello"'
     note(
         f"serving on {url} (open it in a browser for the status page); Ctrl-C stops. Try:\n\n"
-        f"curl {url}/v1/chat/completions -H 'Content-Type: application/json' \\\n"
-        f"""  -d '{{"model": "{model_name}", "messages": [{{"role": "user", "content": "Hello"}}], "max_tokens": 32}}'\n""",
+        f"curl {url}/v1/{path} -H 'Content-Type: application/json' \\\n"
+        f"""  -d '{{"model": "{model_name}", {content}, "max_tokens": 32}}'\n""",
         style="default",
     )
 

@@ -12,10 +12,12 @@ import hashlib
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-from ascend_dsv4.demo.checkpoint import write_checkpoint
+from ascend_dsv4.demo import families
+from ascend_dsv4.demo.checkpoint import CONFIG, write_checkpoint
 from ascend_dsv4.errors import ConfigError
 
 MANIFEST: Final = "demo.json"
@@ -23,15 +25,18 @@ MANIFEST: Final = "demo.json"
 _FOLDER_IS_THERE: Final = (errno.EEXIST, errno.ENOTEMPTY)
 
 
-def demo_model(folder: Path | None = None) -> Path:
-    """Folder of the demo checkpoint, complete and undamaged.
+Family = Literal["v4", "v41", "v32"]
 
-    folder  where to keep it; None: the user's cache, `$XDG_CACHE_HOME/ascend-dsv4/demo-<hash of the generator>`
+
+def demo_model(folder: Path | None = None, family: Family = "v4") -> Path:
+    """Folder of the demo checkpoint of a family, complete and undamaged.
+
+    folder  where to keep it; None: the user's cache, `$XDG_CACHE_HOME/ascend-dsv4/demo-<family>-<hash of the generator>`
     raises  ConfigError if `folder` holds something else, or cannot be written
     """
     try:
-        target = cache_folder() if folder is None else Path(folder)
-        if is_intact(target):
+        target = cache_folder(family) if folder is None else Path(folder)
+        if is_intact(target, family):
             return target
         if folder is not None:
             _check_replaceable(target)
@@ -39,30 +44,37 @@ def demo_model(folder: Path | None = None) -> Path:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             fresh = Path(scratch) / "model"
             fresh.mkdir()
-            write_checkpoint(fresh)
-            _write_manifest(fresh)
+            write_checkpoint(fresh, _configuration(family))
+            _write_manifest(fresh, family)
             _publish(fresh, target)
         return target
     except OSError as error:
         raise ConfigError(
             f"{error.filename or folder}: the demo model cannot be written ({error.strerror}); expected a folder with "
-            "10 MB of room. Set XDG_CACHE_HOME or --keep-dir to a folder that can be written."
+            "20 MB of room. Set XDG_CACHE_HOME or --keep-dir to a folder that can be written."
         ) from error
 
 
-def cache_folder() -> Path:
+def _configuration(family: Family) -> Mapping[str, Any]:
+    """Contents of config.json."""
+    if family == "v41":
+        return families.v41()
+    return CONFIG if family == "v4" else families.V32
+
+
+def cache_folder(family: Family = "v4") -> Path:
     """Where the demo is kept if nobody names a folder. Another version of the generator has another folder."""
     named = os.environ.get("XDG_CACHE_HOME", "")
     base = named if os.path.isabs(named) else os.path.expanduser("~/.cache")
-    return Path(base) / "ascend-dsv4" / f"demo-{_generator_hash()[:12]}"
+    return Path(base) / "ascend-dsv4" / f"demo-{family}-{_generator_hash()[:12]}"
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether the folder holds every file of this version's demo as it was written."""
+def is_intact(folder: Path, family: Family = "v4") -> bool:
+    """Whether the folder holds every file of this version's demo of the family as it was written."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         files = manifest["files"]
-        is_current = manifest["generator"] == _generator_hash() and bool(files)
+        is_current = (manifest["generator"], manifest["family"]) == (_generator_hash(), family) and bool(files)
         return is_current and all(_hash(folder / name) == digest for name, digest in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # whatever damage does to a small JSON file
         return False
@@ -80,9 +92,9 @@ def _hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder: Path, family: Family) -> None:
     files = {path.name: _hash(path) for path in sorted(folder.iterdir())}
-    content: dict[str, Any] = {"generator": _generator_hash(), "files": files}
+    content: dict[str, Any] = {"generator": _generator_hash(), "family": family, "files": files}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -114,6 +126,9 @@ def _publish(fresh: Path, target: Path) -> None:
     except OSError as error:
         if error.errno not in _FOLDER_IS_THERE:
             raise
+        stale = _listed(target) - {path.name for path in fresh.iterdir()}  # of another family, whose shards have other names
+        for path in [path for path in target.iterdir() if path.name in stale]:
+            path.unlink(missing_ok=True)
         for path in sorted(fresh.iterdir(), key=lambda path: path.name == MANIFEST):
             kept = target / path.name
             if not (kept.is_file() and _hash(kept) == _hash(path)):

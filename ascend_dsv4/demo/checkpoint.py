@@ -18,17 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ascend_dsv4.config import ModelConfig
-from ascend_dsv4.demo.vocabulary import tokenizer_config, tokenizer_json, unreadable_ids
+from ascend_dsv4.config.parts import ENGRAM_BLOCK
+from ascend_dsv4.demo.vocabulary import EXTRA_TOKENS, tokenizer_config, tokenizer_json, unreadable_ids
 from ascend_dsv4.model.checkpoint import INDEX_NAME
 from ascend_dsv4.model.inventory import inventory
 from ascend_dsv4.model.loader import to_bfloat16_bits
 from ascend_dsv4.model.tensor_spec import DTYPE_BYTES, TensorSpec
 from ascend_dsv4.quant import fp4, fp8_blockwise
+from ascend_dsv4.quant.tables import E8M0_BIAS
 
+SCALE_INV: Final = ".weight_scale_inv"
 SHARD_BYTES: Final = 4 << 20
 LOGIT_SPREAD: Final = 3.0  # standard deviation of logits: some tokens are likely, none is certain
 
-# The shape of V4-Flash in small: the same kinds of layers and number formats, one draft stage.
+# V4-Flash in small; the other families are in `families.py`: the same kinds of layers and number formats, one draft stage.
 CONFIG: Final[Mapping[str, Any]] = {
     "architectures": ["DeepseekV4ForCausalLM"],
     "model_type": "deepseek_v4",
@@ -93,16 +96,17 @@ def write_checkpoint(folder: Path, raw_config: Mapping[str, Any] = CONFIG) -> No
     """Write all files of a quantised model with random weights into `folder`, which must exist.
 
     raw_config  contents of config.json in the released spelling
-    raises      ConfigError if the configuration is not one of a V4 model; OSError if a file cannot be written
+    raises      ConfigError if the configuration is not one of a supported model; OSError if a file cannot be written
     """
     config = ModelConfig.from_dict(raw_config, source="the demo's configuration")
     _write_json(folder / "config.json", raw_config)
     _write_json(folder / "generation_config.json", _generation_config(config))
     _write_json(folder / "tokenizer_config.json", tokenizer_config(config.max_position_embeddings))
-    tokenizer = tokenizer_json(config.vocab_size)
+    tokenizer = tokenizer_json(config.vocab_size, EXTRA_TOKENS if config.hc_delayed else ())
     _write_json(folder / "tokenizer.json", tokenizer)
     data = dict(_tensors(config))
-    data["head.weight"] = _head(config, unreadable_ids(tokenizer))
+    head = "head.weight" if config.mla is None else "lm_head.weight"
+    data[head] = _head(config, unreadable_ids(tokenizer))
     shards = _shards(inventory(config))
     weight_map: dict[str, str] = {}
     for number, specs in enumerate(shards, 1):
@@ -127,7 +131,7 @@ def _generation_config(config: ModelConfig) -> dict[str, Any]:
 def _tensors(config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
     """Name and stored bits of every tensor, each scale after its weight."""
     for spec in inventory(config):
-        if spec.dtype == "F8_E8M0":
+        if spec.dtype == "F8_E8M0" or spec.name.endswith(SCALE_INV):
             continue  # made with its weight
         if spec.dtype == "I64":
             yield spec.name, _expert_table(spec, config.n_routed_experts)
@@ -138,13 +142,23 @@ def _tensors(config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
         elif spec.dtype == "BF16":
             yield spec.name, to_bfloat16_bits(values)
         else:
-            assert config.weight_block_size is not None
-            packed = spec.dtype == "I8"
-            codes, scales = (
-                fp4.encode_numpy(values) if packed else fp8_blockwise.encode_numpy(values, config.weight_block_size)
-            )
-            yield spec.name, codes
-            yield f"{spec.name.removesuffix('.weight')}.scale", scales
+            yield from _encoded(spec, values, config)
+
+
+def _encoded(spec: TensorSpec, values: NDArray[np.float32], config: ModelConfig) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Codes of a quantised tensor and their scales."""
+    assert config.weight_block_size is not None
+    name = spec.name.removesuffix(".weight")
+    if spec.dtype == "I8":
+        codes, scales = fp4.encode_numpy(values)
+    else:
+        is_table = name.endswith(".engram.embed")  # whose rows have scales of their own
+        codes, scales = fp8_blockwise.encode_numpy(values, (1, ENGRAM_BLOCK) if is_table else config.weight_block_size)
+    yield spec.name, codes
+    if config.mla is None:
+        yield f"{name}.scale", scales
+    else:
+        yield name + SCALE_INV, np.ldexp(np.float32(1), scales.astype(np.int32) - E8M0_BIAS).astype(np.float32)
 
 
 def _values(spec: TensorSpec, config: ModelConfig) -> NDArray[np.float32]:
@@ -152,13 +166,13 @@ def _values(spec: TensorSpec, config: ModelConfig) -> NDArray[np.float32]:
     shape = (*spec.shape[:-1], spec.shape[-1] * 2) if spec.dtype == "I8" else spec.shape
     normal = _normal(spec.name, shape)
     kind = spec.name.rpartition(".")[2] if not spec.name.endswith(".weight") else spec.name.split(".")[-2]
-    if kind.endswith("norm"):
+    if kind.rstrip("12").endswith("norm") or kind in ("q_weight", "k_weight"):
         return 1 + np.float32(0.1) * normal
     if kind.endswith("_scale"):
         return np.full(shape, 0.5, np.float32)
-    if kind in ("embed", "attn_sink"):
+    if kind in ("embed", "embed_tokens", "attn_sink") or kind.startswith("image_"):
         return normal
-    if kind == "bias":
+    if kind in ("bias", "bias_vl", "e_score_correction_bias"):
         return np.float32(0.1) * normal
     if kind == "ape" or kind.endswith("_base"):
         return np.float32(0.5) * normal

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import tokenizers
@@ -25,6 +26,8 @@ LAST_TOKENS: Final = (
     "<｜User｜>", "<｜Assistant｜>", "<think>", "</think>", "｜DSML｜", "<｜latest_reminder｜>", "<｜action｜>", "<｜query｜>",
     "<｜authority｜>", "<｜domain｜>", "<｜title｜>", "<｜read_url｜>",
 )  # fmt: skip
+EXTRA_TOKENS: Final = ("<｜System｜>", "<｜dspark_noise｜>", "<｜image｜>")
+"""Behind `LAST_TOKENS` in V4.1: system turns, the mask of the drafter, an image's place."""
 
 # How released tokenizers cut text before merging: numbers by threes, Chinese and Japanese runs, then words and signs.
 _SPLITS: Final = (
@@ -37,14 +40,15 @@ _SPLITS: Final = (
 Pair = tuple[str, str]
 
 
-def tokenizer_json(vocab_size: int) -> dict[str, Any]:
-    """Contents of tokenizer.json for ids 0 … vocab_size − 1. Depends on nothing but `vocab_size` and the text."""
+def tokenizer_json(vocab_size: int, extra_tokens: Sequence[str] = ()) -> dict[str, Any]:
+    """Contents of tokenizer.json for ids 0 … vocab_size − 1. Depends on nothing but the arguments and the text."""
+    last_tokens = (*LAST_TOKENS, *extra_tokens)
     vocab = list(FIRST_TOKENS) + sorted(BYTE_OF_CHAR, key=lambda char: BYTE_OF_CHAR[char])
-    merges = _learn_merges(vocab, vocab_size - len(LAST_TOKENS))
+    merges = _learn_merges(vocab, vocab_size - len(last_tokens))
     content = _content({token: i for i, token in enumerate(vocab)}, merges)
     content["added_tokens"] = [
         *(_added_token(i, token, special=True) for i, token in enumerate(FIRST_TOKENS)),
-        *(_added_token(i, token, special=False) for i, token in enumerate(LAST_TOKENS, len(vocab))),
+        *(_added_token(i, token, special=False) for i, token in enumerate(last_tokens, len(vocab))),
     ]
     return content
 

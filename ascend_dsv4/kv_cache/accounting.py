@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.kv_cache.layout import CachePlan, CacheSpec, draft_cache, plan_caches
+from ascend_dsv4.kv_cache.layout import CachePlan, CacheSpec, draft_caches, plan_caches
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +94,23 @@ def account(config: ModelConfig, engine: EngineConfig) -> CacheAccount:
             owners.setdefault(cache, []).append(layer_type)
     uses = tuple(_use(plan, cache, layer_types, tokens, engine.max_num_seqs) for cache, layer_types in owners.items())
     order = ("win_kv", "mla_kv", "cmp_kv", "idx_kv", "cmp_state", "idx_state", "pair_state")
-    stages = ["draft"] * config.num_draft_stages
-    draft = _use(plan, draft_cache(config, engine), stages, tokens, engine.max_num_seqs) if stages else None
+    draft = _draft_use(config, engine, plan, tokens) if config.num_draft_stages else None
     uses = tuple(sorted(uses, key=lambda use: (order.index(use.name), use.group)))
     return CacheAccount(uses, tokens, engine.max_num_seqs, draft)
+
+
+def _draft_use(config: ModelConfig, engine: EngineConfig, plan: CachePlan, tokens: int) -> CacheUse:
+    """The caches of all draft stages that run as one, whose row holds what a stage keeps of a token."""
+    uses = [_use(plan, cache, ["draft"], tokens, engine.max_num_seqs) for cache in draft_caches(config, engine)]
+    layers = 1 if config.dspark is None else config.num_draft_stages
+    return replace(
+        uses[0],
+        name="draft_kv",
+        layers=layers,
+        row_bytes=sum(use.row_bytes for use in uses) // layers,
+        needed_bytes=sum(use.needed_bytes for use in uses),
+        allocated_bytes=sum(use.allocated_bytes for use in uses),
+    )
 
 
 def _use(plan: CachePlan, cache: CacheSpec, owners: Sequence[str], tokens: int, max_num_seqs: int) -> CacheUse:

@@ -3,7 +3,7 @@
 
 Blocks come from one pool per group, shared by all layers: a request holds one block table per group.
 
-    window      win_kv (and draft_kv): one row per token, given back once the window has passed
+    window      win_kv (and those of draft stages): one row per token, given back once the window has passed
     cmp<ratio>  cmp_kv, mla_kv, idx_kv: one row per `ratio` tokens, kept as long as the request
     state       cmp_state, idx_state, pair_state: one slot per request, rows addressed by position
 """
@@ -23,6 +23,8 @@ from ascend_dsv4.ops.spec import DTYPE_BYTES
 DSPARK_EXTRA_ROWS = 1
 """The block drafter sees a whole window of final rows, where a token sees itself and one row less."""
 CACHE_DTYPES = {"float32": "float32", "bf16": "bfloat16", "packed": "uint8"}
+
+
 @dataclass(frozen=True, slots=True)
 class CacheSpec:
     """One cache tensor of one layer: [blocks of the group, block_rows, *row_shape]."""
@@ -106,15 +108,14 @@ def _state(name: str, ratio: int, head_dim: int, num_drafts: int) -> CacheSpec:
 
 
 def draft_caches(config: ModelConfig, engine: EngineConfig) -> tuple[CacheSpec, ...]:
-    """One such cache per stage of the block drafter."""
-    cache = draft_cache(config, engine)
-    return tuple(replace(cache, name=f"{cache.name}{stage}") for stage in range(config.num_draft_stages))
+    """The caches of the draft stages; they lie in the same blocks as the backbone's.
 
-
-def draft_cache(config: ModelConfig, engine: EngineConfig) -> CacheSpec:
-    """Window rows of a draft stage; they lie in the same blocks as the backbone's."""
-    window = layer_caches(config, engine, draft_layer(config))[0]
-    return CacheSpec("draft_kv", window.group, window.block_rows, window.row_shape, window.dtype)
+    The MTP stage has those of a layer, under their names. A stage of the block drafter has window rows, draft_kv<stage>.
+    """
+    own = layer_caches(config, engine, draft_layer(config))
+    if config.dspark is None:
+        return own
+    return tuple(replace(own[0], name=f"draft_kv{stage}") for stage in range(config.num_draft_stages))
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,28 +160,42 @@ class CachePlan:
         return sum(self.num_blocks[cache.group] * cache.block_bytes for cache in self.caches())
 
 
-def _kept_rows(config: ModelConfig, engine: EngineConfig) -> int:
+def _window_rows(config: ModelConfig, drafter: str) -> int:
     """Rows of a window cache that a sequence keeps."""
-    return config.sliding_window + (DSPARK_EXTRA_ROWS if engine.speculative == "dspark" else 0)
+    return config.sliding_window + (DSPARK_EXTRA_ROWS if drafter == "dspark" else 0)
 
 
-def _window_blocks(config: ModelConfig, engine: EngineConfig, max_len: int) -> tuple[int, int]:
-    """Blocks of the window group, and columns of a request's table."""
-    block = engine.window_block_size
+def _window_blocks(config: ModelConfig, engine: EngineConfig, drafter: str) -> int:
+    """Blocks of the window group that a sequence holds between steps."""
+    ahead = engine.num_drafts
+    if drafter == "dspark" and config.dspark is not None:
+        ahead = max(ahead, config.dspark.block_size - 1)  # the first row of the block is the next token's
     # Rows of rejected drafts lie beyond the last token of a sequence until true ones overwrite them.
-    window_blocks = -(-(_kept_rows(config, engine) + engine.num_drafts) // block) + 2
-    # Rows written in a step lie beside those it reads: a step's tokens need blocks on top of every sequence's window.
-    pool = engine.max_num_seqs * window_blocks + engine.max_num_batched_tokens // block
-    longest = -(-max_len // block)
-    columns = min(window_blocks + -(-engine.max_num_batched_tokens // block), longest)
-    return min(pool, engine.max_num_seqs * longest), columns
+    return -(-(_window_rows(config, drafter) + ahead) // engine.window_block_size) + 2
+
+
+def _window_columns(config: ModelConfig, engine: EngineConfig, drafter: str, max_len: int) -> int:
+    """Columns of a request's table of window blocks: with those that a step writes."""
+    block = engine.window_block_size
+    return min(_window_blocks(config, engine, drafter) - (-engine.max_num_batched_tokens // block), -(-max_len // block))
+
+
+def drafting_plan(plan: CachePlan, config: ModelConfig, engine: EngineConfig) -> CachePlan:
+    """The same caches for a sequence alone that the checkpoint's drafter drafts for, though the engine does not."""
+    drafter = config.draft_method or "none"
+    columns = dict(plan.table_columns)
+    if plan.window:
+        columns["window"] = _window_columns(config, engine, drafter, plan.max_model_len)
+    return replace(plan, window=_window_rows(config, drafter), table_columns=columns)
 
 
 def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
     """Sizes for these options.
 
-    Raises ConfigError if max_model_len exceeds the model's positions, CapacityError if one such sequence cannot fit.
+    Raises ConfigError if max_model_len exceeds the model's positions, or a block has no place for so many drafts, CapacityError
+    if one such sequence cannot fit.
     """
+    _check_drafts(config, engine)
     max_len = engine.max_model_len or config.max_position_embeddings
     if max_len > config.max_position_embeddings:
         raise ConfigError(
@@ -195,7 +210,11 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
         )
     num_blocks, columns = {"state": engine.max_num_seqs}, {}
     if config.sliding_window:
-        num_blocks["window"], columns["window"] = _window_blocks(config, engine, max_len)
+        block = engine.window_block_size
+        # Rows written in a step lie beside those it reads: a step's tokens need blocks on top of every sequence's window.
+        pool = engine.max_num_seqs * _window_blocks(config, engine, engine.speculative) + engine.max_num_batched_tokens // block
+        num_blocks["window"] = min(pool, engine.max_num_seqs * -(-max_len // block))
+        columns["window"] = _window_columns(config, engine, engine.speculative, max_len)
     for ratio in sorted({ratio for ratio in config.compress_ratios if ratio}):
         # Sequences end inside a block: every one but the first may waste part of one.
         num_blocks[f"cmp{ratio}"] = -(-total // engine.block_size) + engine.max_num_seqs - 1
@@ -213,7 +232,17 @@ def plan_caches(config: ModelConfig, engine: EngineConfig) -> CachePlan:
         table_columns=columns,
         block_size=engine.block_size,
         window_block_size=engine.window_block_size,
-        window=_kept_rows(config, engine),
+        window=_window_rows(config, engine.speculative) if config.sliding_window else 0,
         max_model_len=max_len,
         history=config.engram.max_ngram_size - 1 if config.engram is not None else 0,
     )
+
+
+def _check_drafts(config: ModelConfig, engine: EngineConfig) -> None:
+    """Raises ConfigError for more drafts than a block of the checkpoint's block drafter holds."""
+    wanted = engine.num_speculative_tokens or 0
+    if engine.speculative == "dspark" and config.dspark is not None and wanted > config.dspark.block_size:
+        raise ConfigError(
+            f"num_speculative_tokens={wanted}: expected at most {config.dspark.block_size}, the checkpoint's dspark_block_size, "
+            "because its stages guess one block at a time. Lower num_speculative_tokens, or leave it out."
+        )

@@ -13,7 +13,16 @@ from ascend_dsv4.errors import CheckpointError
 from ascend_dsv4.graph.tree import leaves, map_leaves
 from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.vision_weights import VisionWeights
-from ascend_dsv4.model.weights import Constant, DSparkWeights, HeadRows, ModelWeights, MtpWeights, Param, is_parameter
+from ascend_dsv4.model.weights import (
+    Constant,
+    DSparkWeights,
+    HeadRows,
+    ModelWeights,
+    MtpWeights,
+    Param,
+    PlainMtpWeights,
+    is_parameter,
+)
 
 _RAW = {
     ("BF16", "bfloat16"), ("F32", "float32"), ("F8_E4M3", "float8_e4m3fn"), ("F8_E8M0", "uint8"), ("U8", "uint8"),
@@ -26,7 +35,7 @@ _BITS: dict[str, np.dtype[Any]] = {
 }
 """Resident dtype → numpy dtype of its stored bits."""
 
-Tree = TypeVar("Tree", ModelWeights, MtpWeights, DSparkWeights, VisionWeights)
+Tree = TypeVar("Tree", bound="ModelWeights | MtpWeights | PlainMtpWeights | DSparkWeights | VisionWeights")
 MakeParameter = Callable[[str, str, tuple[int, ...], np.ndarray], Any]
 """(name, dtype, shape, stored bits) → backend tensor."""
 
@@ -78,7 +87,7 @@ def as_stored(checkpoint: Checkpoint, params: Tree) -> Tree:
     return map_leaves(widen, params, is_parameter)  # type: ignore[no-any-return]
 
 
-def resident_bytes(*trees: ModelWeights | MtpWeights | DSparkWeights) -> int:
+def resident_bytes(*trees: ModelWeights | MtpWeights | PlainMtpWeights | DSparkWeights) -> int:
     """Bytes of the tensors that `WeightLoader.load` makes of these trees; what they share counts once."""
     found = {leaf for tree in trees for leaf in leaves(tree, lambda item: isinstance(item, Param)).values()}
     return sum(leaf.type.num_bytes() for leaf in found)

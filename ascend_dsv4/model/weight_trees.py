@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from ascend_dsv4.config.model_config import ModelConfig
-from ascend_dsv4.model.weights import Builder, DSparkWeights, ModelWeights, MtpWeights, WeightFormat
+from ascend_dsv4.model.weights import Builder, DSparkWeights, ModelWeights, MtpWeights, PlainMtpWeights, WeightFormat
 from ascend_dsv4.model.weights_v32 import BuilderV32
 
 
@@ -22,6 +22,6 @@ def dspark_weights(config: ModelConfig, weight_format: WeightFormat) -> DSparkWe
     return _builder(config.draft_stage, weight_format).dspark()
 
 
-def mtp_weights(config: ModelConfig, weight_format: WeightFormat) -> MtpWeights:
+def mtp_weights(config: ModelConfig, weight_format: WeightFormat) -> MtpWeights | PlainMtpWeights:
     """The tree of parameters of the MTP stage."""
     return _builder(config.draft_stage, weight_format).mtp()

@@ -193,6 +193,21 @@ class MtpWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class PlainMtpWeights:
+    """The MTP stage around one residual stream; embedding and head are the backbone's."""
+
+    embed: Tensor
+    backbone_norm: Tensor
+    """The backbone's last norm, behind which the stage reads."""
+    enorm: Tensor
+    hnorm: Tensor
+    eh_proj: Matrix
+    """[hidden_size, 2 · hidden_size]: the token's half first."""
+    layer: LayerWeights
+    head: HeadWeights
+
+
+@dataclass(frozen=True, slots=True)
 class DSparkWeights:
     """The block drafter; embedding and head are the backbone's."""
 
@@ -375,7 +390,7 @@ class Builder:
             self.embedding("head.weight"),
         )
 
-    def mtp(self) -> MtpWeights:
+    def mtp(self) -> MtpWeights | PlainMtpWeights:
         size = self.config.hidden_size
         return MtpWeights(
             embed=self.embedding("embed.weight"),
@@ -386,7 +401,6 @@ class Builder:
             layer=self.layer("mtp.0", draft_layer(self.config)),
             head=self.head("mtp.0."),
         )
-
 
     def dspark(self) -> DSparkWeights:
         c = self.config

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from ascend_dsv4.config.layers import LayerSpec
+from ascend_dsv4.config.layers import LayerSpec, draft_layer
 from ascend_dsv4.model.weights import (
     Builder,
     HeadRows,
@@ -17,6 +17,7 @@ from ascend_dsv4.model.weights import (
     MlpWeights,
     MoeWeights,
     Param,
+    PlainMtpWeights,
 )
 from ascend_dsv4.ops.spec import TensorType
 
@@ -118,4 +119,16 @@ class BuilderV32(Builder):
     def head(self, prefix: str) -> HeadWeights:
         return HeadWeights(
             None, self.vector("model.norm.weight", self.config.hidden_size), self.embedding("lm_head.weight")
+        )
+
+    def mtp(self) -> PlainMtpWeights:
+        size, prefix = self.config.hidden_size, self.LAYER.format(self.config.num_hidden_layers)
+        return PlainMtpWeights(
+            embed=self.embedding(self.EMBEDDING),
+            backbone_norm=self.vector("model.norm.weight", size),
+            enorm=self.vector(f"{prefix}.enorm.weight", size),
+            hnorm=self.vector(f"{prefix}.hnorm.weight", size),
+            eh_proj=self.matrix(f"{prefix}.eh_proj", size, 2 * size),
+            layer=self.layer(prefix, draft_layer(self.config)),
+            head=HeadWeights(None, self.vector(f"{prefix}.shared_head.norm.weight", size), self.embedding("lm_head.weight")),
         )

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,15 @@ from ascend_dsv4.graph.tree import map_leaves
 from ascend_dsv4.kv_cache.layout import CachePlan, CacheSpec
 from ascend_dsv4.model.decoder import ForwardConfig, decoder_layer, embed, head, step_tables
 from ascend_dsv4.model.dspark import dspark_block, dspark_context, dspark_markov
-from ascend_dsv4.model.mtp import mtp_stage
-from ascend_dsv4.model.weights import DSparkWeights, ModelWeights, MtpWeights, is_parameter, rotary_tables
+from ascend_dsv4.model.mtp import mtp_stage, plain_mtp_input, plain_mtp_stage
+from ascend_dsv4.model.weights import (
+    DSparkWeights,
+    ModelWeights,
+    MtpWeights,
+    PlainMtpWeights,
+    is_parameter,
+    rotary_tables,
+)
 from ascend_dsv4.ops.spec import TensorType
 from ascend_dsv4.runner.batch import batch_types
 
@@ -92,11 +99,32 @@ def trace_model(config: ModelConfig, cfg: ForwardConfig, params: ModelWeights, p
     return ModelGraphs(tables, embedding, layers, tracer.graph("head", head, params.head, tracer.streams))
 
 
-def trace_mtp(config: ModelConfig, cfg: ForwardConfig, params: MtpWeights, plan: CachePlan, cache: CacheSpec) -> Graph:
-    """Trace the MTP stage; `cache` holds its window rows."""
+@dataclass(frozen=True, slots=True)
+class MtpGraphs:
+    """The MTP stage, and what makes its input of the backbone's streams; None where it reads them as they are."""
+
+    input: Graph | None
+    stage: Graph
+
+    def all(self) -> tuple[Graph, ...]:
+        """In order of execution."""
+        return (self.stage,) if self.input is None else (self.input, self.stage)
+
+
+def trace_mtp(
+    config: ModelConfig,
+    cfg: ForwardConfig,
+    params: MtpWeights | PlainMtpWeights,
+    plan: CachePlan,
+    caches: tuple[CacheSpec, ...],
+) -> MtpGraphs:
+    """Trace the MTP stage over the caches of its layer."""
     tracer = _Tracer(config, cfg, plan)
     tracer.tables(rotary_tables(config))
-    return tracer.graph("mtp", mtp_stage, params, tracer.streams, (replace(cache, name="win_kv"),))
+    if isinstance(params, MtpWeights):
+        return MtpGraphs(None, tracer.graph("mtp", mtp_stage, params, tracer.streams, caches))
+    made = tracer.graph("mtp_input", plain_mtp_input, params, tracer.streams)
+    return MtpGraphs(made, tracer.graph("mtp", plain_mtp_stage, params, tracer.streams, caches))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +134,10 @@ class DSparkGraphs:
     context: Graph
     block: Graph
     markov: Graph
+
+    def all(self) -> tuple[Graph, ...]:
+        """In order of execution."""
+        return (self.context, self.block, self.markov)
 
 
 def trace_dspark(

@@ -18,11 +18,11 @@ from ascend_dsv4.engram.hashing import ABSENT, DEAD
 from ascend_dsv4.engram.store import EngramStore
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.tree import leaves
-from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_cache, draft_caches
+from ascend_dsv4.kv_cache.layout import CachePlan, borrowed_caches, draft_caches
 from ascend_dsv4.kv_cache.manager import CacheManager
-from ascend_dsv4.model.weights import DSparkWeights, ModelWeights, MtpWeights
+from ascend_dsv4.model.weights import DSparkWeights, ModelWeights, MtpWeights, PlainMtpWeights
 from ascend_dsv4.runner.batch import StepRequest, build_batch, image_batch
-from ascend_dsv4.runner.graphs import DSparkGraphs, ModelGraphs
+from ascend_dsv4.runner.graphs import DSparkGraphs, ModelGraphs, MtpGraphs
 
 LayerTap = Callable[[int, Tensor], None]
 """Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
@@ -61,7 +61,7 @@ class ModelRunner:
         self.backend = backend
         self.memory = memory
         self.caches = [{cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers]
-        self._mtp: Plan | None = None
+        self._mtp: list[Plan] = []
         self._dspark: list[Plan] = []
         self._compile(None)
 
@@ -149,11 +149,19 @@ class ModelRunner:
         if self.memory is not None:
             self.memory.prefetch((request.request_id, request.start), self._row_ids(self.memory, request))
 
-    def attach_mtp(self, graph: Graph, weights: MtpWeights) -> None:
-        """Make the MTP stage ready to run, and its cache."""
-        cache = draft_cache(self.config, self.engine)
-        draft_kv = self.backend.zeros(self.plan.shape(cache), cache.dtype)
-        self._mtp = self.backend.compile(graph, leaves(weights), {"win_kv": draft_kv})
+    def _draft_caches(self) -> dict[str, Tensor]:
+        """New cache tensors for the draft stages."""
+        caches = draft_caches(self.config, self.engine)
+        return {cache.name: self.backend.zeros(self.plan.shape(cache), cache.dtype) for cache in caches}
+
+    def attach_mtp(self, graphs: MtpGraphs, weights: MtpWeights | PlainMtpWeights) -> None:
+        """Make the MTP stage ready to run, and its caches."""
+        tensors = self._draft_caches()
+        self._mtp = [self.backend.compile(graph, leaves(weights), tensors) for graph in graphs.all()]
+
+    def mtp_input(self, forward: Forward) -> Tensor:
+        """What the MTP stage reads of a step, for `run_mtp`."""
+        return forward.streams if len(self._mtp) == 1 else self._mtp[0](forward.streams, {}, {})[0]
 
     def run_mtp(
         self, requests: Sequence[StepRequest], streams: Tensor, rows: Sequence[int], manager: CacheManager
@@ -161,21 +169,18 @@ class ModelRunner:
         """Run the MTP stage behind processed tokens: the logits of position t are for token t + 2.
 
         requests   positions as in the backbone; `token_ids` are the ids one position on
-        streams    of the backbone, or of this stage in the draft step before; row rows[i] belongs to the i-th token
+        streams    `mtp_input` of the step, or streams of this stage in the draft step before; row rows[i] belongs to the
+                   i-th token
         """
-        assert self._mtp is not None, "attach_mtp comes first"
         batch = self._batch(requests, manager, backbone=False)
         padding = [0] * (batch["input_ids"].shape[0] - len(rows))
-        logits, added = self._mtp(streams[[*rows, *padding]], {}, batch)
+        logits, added = self._mtp[-1](streams[[*rows, *padding]], {}, batch)
         return Forward(logits, added["streams"], {})
 
     def attach_dspark(self, graphs: DSparkGraphs, weights: DSparkWeights) -> None:
         """Make the block drafter ready to run, and its caches."""
-        caches = draft_caches(self.config, self.engine)
-        tensors = {cache.name: self.backend.zeros(self.plan.shape(cache), cache.dtype) for cache in caches}
-        self._dspark = [
-            self.backend.compile(graph, leaves(weights), tensors) for graph in (graphs.context, graphs.block, graphs.markov)
-        ]
+        tensors = self._draft_caches()
+        self._dspark = [self.backend.compile(graph, leaves(weights), tensors) for graph in graphs.all()]
 
     def write_dspark_context(
         self, requests: Sequence[StepRequest], forward: Forward, rows: Sequence[int], manager: CacheManager

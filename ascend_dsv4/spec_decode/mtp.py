@@ -43,7 +43,7 @@ class MtpDrafter:
             if has_last:
                 self._last_rows[one.request.request_id] = (len(self._last_rows), len(sources) - 1)
         if steps:
-            own = self._runner.run_mtp(steps, forward.streams, sources, manager)
+            own = self._runner.run_mtp(steps, self._runner.mtp_input(forward), sources, manager)
             self._logits, self._streams = own.logits, own.streams
 
     def propose(self, wanted: Sequence[Wanted], manager: CacheManager, draw: Draw) -> list[Draft]:

@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
@@ -54,7 +54,9 @@ def other_value(field: dataclasses.Field[Any]) -> Any:
     if "limits" in field.metadata:
         return min(256, field.metadata["limits"][1])
     hint = get_type_hints(EngineConfig)[field.name]
-    return next(choice for choice in get_args(hint) if choice != field.default) if get_origin(hint) else "reference"
+    if hint is str or str in get_args(hint):
+        return "reference"
+    return next(choice for choice in get_args(hint) if choice != field.default)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -74,7 +76,7 @@ def test_help_tells_every_option(command: str, run: Run) -> None:
 def test_help_of_the_program(run: Run) -> None:
     result = run("--help")
     assert result.code == 0
-    assert all(f"\n    {command} " in result.out for command in COMMANDS)
+    assert all(f"\n    {command} " in result.out for command in (*COMMANDS, "convert"))
     assert run().code == 2
     assert run("--version").out == f"ascend-dsv4 {__version__}\n"
 
@@ -82,7 +84,7 @@ def test_help_of_the_program(run: Run) -> None:
 def test_help_loads_no_framework() -> None:
     code = (
         "import sys\nfrom ascend_dsv4.cli import main\n"
-        "for command in ([], ['generate'], ['chat'], ['check'], ['demo']):\n"
+        "for command in ([], ['generate'], ['chat'], ['check'], ['convert'], ['demo']):\n"
         "    try: main([*command, '--help'])\n"
         "    except SystemExit: pass\n"
         "sys.exit(str([name for name in ('torch', 'mindspore', 'tokenizers', 'rich') if name in sys.modules]))"

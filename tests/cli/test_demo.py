@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ from ascend_dsv4.config.layers import layer_specs
 from ascend_dsv4.demo import demo_model
 from ascend_dsv4.demo.cache import MANIFEST, cache_folder, is_intact
 from ascend_dsv4.demo.text import TEXT
+from ascend_dsv4.engram.hashing import compressed_token_map
 from ascend_dsv4.errors import ConfigError
+from ascend_dsv4.model.checkpoint import Checkpoint
 from ascend_dsv4.model.inventory import inventory
 from ascend_dsv4.server.conversation import ChatFormat
 from ascend_dsv4.tokenizer import Tokenizer
@@ -97,6 +100,65 @@ def test_activations_stay_moderate(demo_folder: Path) -> None:
         assert 0.3 < streams.std() < 5
     drafted = llm.draft(ids[:9], "mtp")[1]
     assert np.isfinite(drafted).all() and 1 < drafted.std() < 5
+
+
+@pytest.fixture(scope="session")
+def family_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The demo checkpoint of another family, written once."""
+    root = tmp_path_factory.mktemp("families")
+    return lambda family: demo_model(root / family, family)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("family", ["v41", "v32"])
+def test_other_families(family: str, family_folder: Callable[[str], Path], tmp_path: Path) -> None:
+    """Valid files of every kind of layer, the same bytes every time, and values of ordinary size."""
+    folder = family_folder(family)
+    config = ModelConfig.from_file(folder)
+    types = {"v41": {"sliding", "full", "reuse", "reindex"}, "v32": {"mla_dense", "mla_moe"}}[family]
+    assert set(config.layer_types) == types and config.is_quantized and config.num_draft_stages
+    assert sum(map(len, contents(folder).values())) < 20_000_000
+    assert contents(demo_model(tmp_path / "again", family)) == contents(folder)  # type: ignore[arg-type]
+    assert is_intact(folder, family) and not is_intact(folder)  # type: ignore[arg-type]
+    llm = LLM(folder, weights="fp32", max_model_len=256, max_num_seqs=1, progress=False)
+    ids = llm.tokenizer.encode(TEXT)[:130] if llm.tokenizer else []
+    assert np.isfinite(logits := llm.logits(ids)).all() and 1 < logits.std() < 5
+    for streams in llm.hidden_states(ids[:16]):
+        assert 0.3 < streams.std() < 5
+    if family == "v41":
+        drafted = llm.draft(ids[:9], "dspark")
+        assert np.isfinite(drafted[1]).all() and 1 < drafted[1].std() < 5
+    tokenizer = Tokenizer.from_folder(folder)
+    assert tokenizer.vocab_size == config.vocab_size
+    assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
+
+
+def test_v41_has_everything(family_folder: Callable[[str], Path]) -> None:
+    folder = family_folder("v41")
+    config = ModelConfig.from_file(folder)
+    assert {spec.candidates for spec in layer_specs(config)} == {None, "publish", "use"}
+    assert {spec.ratio for spec in layer_specs(config)} == {0, 1, 2}
+    assert config.vision is not None and config.dspark is not None and config.engram is not None
+    token_map = compressed_token_map(folder / "tokenizer.json", config.vocab_size)
+    assert config.engram.compressed_vocab_size == len(set(token_map.tolist())) < config.vocab_size
+    tokenizer = Tokenizer.from_folder(folder)
+    assert config.image_token_id == tokenizer.token_id("<｜image｜>") == config.vocab_size - 1
+    assert config.dspark.noise_token_id == tokenizer.token_id("<｜dspark_noise｜>")
+    assert Checkpoint.open(folder).has_draft
+
+
+def test_families_in_a_named_folder(run: Run, tmp_path: Path) -> None:
+    """The folder takes the family that is asked for, and is not mistaken for another one."""
+    args = ("demo", "--keep-dir", tmp_path / "kept", "--max-tokens", 2, "--max-model-len", 128)
+    for family, kind in (("v32", "deepseek_v32"), ("v41", "deepseek_v41")):
+        result = run(*args, "--model", family, "--prompt", "Something")
+        assert result.code == 0 and result.out.strip()
+        assert json.loads((tmp_path / "kept" / "config.json").read_text())["model_type"] == kind
+    chat = run(*args, "--model", "v41", "--chat", stdin="Hello\n")
+    assert chat.code == 0 and "2 tokens in" in chat.err
+    refused = run(*args, "--model", "v32", "--chat", stdin="Hello\n")
+    assert (refused.code, refused.out) == (2, "")
+    assert "DeepseekV32ForCausalLM: got a model whose conversations no installed encoder" in " ".join(refused.err.split())
+    assert run("demo", "--model", "v5").code == 2
 
 
 def test_tokenizer(demo_folder: Path) -> None:

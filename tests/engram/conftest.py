@@ -15,8 +15,8 @@ from ascend_dsv4.engram.hashing import EngramHash
 
 
 @pytest.fixture
-def golden_engram(golden_v41: Path) -> dict[str, NDArray[Any]]:
-    return load_file(golden_v41 / "engram.safetensors")
+def golden_engram(golden_v41_parts: Path) -> dict[str, NDArray[Any]]:
+    return load_file(golden_v41_parts / "engram.safetensors")
 
 
 @pytest.fixture

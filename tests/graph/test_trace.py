@@ -123,7 +123,7 @@ def test_the_printed_graph_names_every_call_and_its_line(golden_config: ModelCon
         for node, _ in graph.walk():
             assert f"= {node.op}(" in text
             assert node.where in text
-            assert node.where.split(":")[0] in {"deepseek_v4.py", "attention.py", "moe.py"}
+            assert node.where.split(":")[0] in {"decoder.py", "attention.py", "moe.py"}
 
 
 def test_writes_come_before_reads(golden_config: ModelConfig) -> None:

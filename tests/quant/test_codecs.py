@@ -101,8 +101,8 @@ class TestTables:
             with pytest.raises(ValueError, match="read-only"):
                 table[0] = 1.0
 
-    def test_tables_equal_a_third_party_port(self, golden_v41: Path) -> None:
-        units = load_file(golden_v41 / "quant_units.safetensors")
+    def test_tables_equal_a_third_party_port(self, golden_v41_parts: Path) -> None:
+        units = load_file(golden_v41_parts / "quant_units.safetensors")
         expected = units["codes.fp8_e4m3_all_bytes_as_f32"].numpy()
         finite = expected < 1e29  # NaN is written as 1e30 there
         assert finite.sum() == 254
@@ -289,8 +289,8 @@ class TestRoundToGrid:
         assert torch.equal(fp8_blockwise.round_to_grid(x, 64), (codes.float() * scale).flatten(-2))
 
     @pytest.mark.parametrize("kind", ["f32", "bf16"])
-    def test_third_party_quantisers(self, golden_v41: Path, kind: str) -> None:
-        units = load_file(golden_v41 / "quant_units.safetensors")
+    def test_third_party_quantisers(self, golden_v41_parts: Path, kind: str) -> None:
+        units = load_file(golden_v41_parts / "quant_units.safetensors")
         x = units["x" if kind == "f32" else "x_bf16"]
         assert bits(fp8_blockwise.round_to_grid(x, 32)) == bits(units[f"{kind}.fp8_b32.fake"])
         assert bits(fp4.round_to_grid(x)) == bits(units[f"{kind}.fp4_b32_e8m0.fake"])
@@ -300,15 +300,15 @@ class TestRoundToGrid:
             stored = fp8_blockwise.decode(codes, scales, (1, group))
             assert bits(fp8_blockwise.round_to_grid(x, group).float()) == bits(stored)
 
-    def test_third_party_vectors_reach_the_limits(self, golden_v41: Path) -> None:
+    def test_third_party_vectors_reach_the_limits(self, golden_v41_parts: Path) -> None:
         """The largest row of the vectors exceeds 6 · 448, so that the limit of E4M3 scales is among what they confirm."""
-        x = load_file(golden_v41 / "quant_units.safetensors")["x"]
+        x = load_file(golden_v41_parts / "quant_units.safetensors")["x"]
         assert float(x.abs().max()) > 6 * 448
         assert float(fp4.round_to_e4m3_scaled_grid(x).abs().max()) == 6 * 448
 
-    def test_third_party_products(self, golden_v41: Path) -> None:
+    def test_third_party_products(self, golden_v41_parts: Path) -> None:
         """Products of activations on the FP8 grid with stored weights: the exact sum, rounded once to bfloat16."""
-        units = load_file(golden_v41 / "quant_units.safetensors")
+        units = load_file(golden_v41_parts / "quant_units.safetensors")
         x = fp8_blockwise.round_to_grid(units["x_bf16"], 32).double()
         fp8_weight = fp8_blockwise.decode(units["gemm.fp8.weight"], units["gemm.fp8.scale"], (32, 32))
         fp4_weight = fp4.decode(units["gemm.fp4.weight"], units["gemm.fp4.scale"])

@@ -28,9 +28,9 @@ RELEASED = VisionConfig(
 
 
 @pytest.fixture(scope="session")
-def tiny_json(golden_v41: Path) -> dict[str, Any]:
+def tiny_json(golden_v41_parts: Path) -> dict[str, Any]:
     """config.json of the tiny model."""
-    return json.loads((golden_v41 / "fp8_fp4" / "config.json").read_text())  # type: ignore[no-any-return]
+    return json.loads((golden_v41_parts / "fp8_fp4" / "config.json").read_text())  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +41,6 @@ def tiny(tiny_json: dict[str, Any]) -> VisionConfig:
 
 
 @pytest.fixture(scope="session")
-def golden(golden_v41: Path) -> dict[str, torch.Tensor]:
+def golden(golden_v41_parts: Path) -> dict[str, torch.Tensor]:
     """vision.safetensors."""
-    return load_file(golden_v41 / "vision.safetensors")
+    return load_file(golden_v41_parts / "vision.safetensors")

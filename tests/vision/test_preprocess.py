@@ -60,9 +60,9 @@ def test_no_pixels(size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("k", [0, 1])
-def test_golden_patches(k: int, golden_v41: Path, tiny: VisionConfig, golden: dict[str, torch.Tensor]) -> None:
+def test_golden_patches(k: int, golden_v41_parts: Path, tiny: VisionConfig, golden: dict[str, torch.Tensor]) -> None:
     """Bit for bit."""
-    patches, grid = preprocess(Image.open(golden_v41 / "images" / f"img{k}.png"), tiny)
+    patches, grid = preprocess(Image.open(golden_v41_parts / "images" / f"img{k}.png"), tiny)
     assert [grid.vit_h, grid.vit_w, grid.llm_h, grid.llm_w] == golden[f"img{k}.grid"].tolist()
     expected = golden[f"img{k}.patches"]
     mine = torch.from_numpy(patches)
