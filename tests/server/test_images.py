@@ -87,7 +87,7 @@ def client(traffic: Traffic, live: LiveServer) -> openai.OpenAI:
 
 
 Part = str | Image.Image
-NO_CONTROL = {token: -100.0 for token in (0, 1, 2, *range(498, 512))}
+NO_CONTROL = dict.fromkeys((0, 1, 2, *range(498, 512)), -100.0)
 """Control tokens, which random weights like to draw, and which are no text."""
 BIAS = {"temperature": 0, "logit_bias": {str(token): bias for token, bias in NO_CONTROL.items()}}
 OPTIONS: dict[str, Any] = {
