@@ -139,16 +139,16 @@ def test_graphs_need_no_weights(where: str, run: Run, golden: Path, tmp_path: Pa
 
 
 def test_graphs_of_every_family(run: Run) -> None:
-    """One graph per layer type, the format of the tables' rows included; the draft layer of V3.2 does not run."""
+    """One graph per layer type, the format of the tables' rows included, and those of its draft stages."""
     expected = {
         "v41_flash": ("layer reindex:1/moe/candidates:use", "layer full:2/moe/engram1", "dspark_context", "dspark_markov"),
-        "v32": ("layer mla_dense/dense", "layer mla_moe/moe", "head"),
+        "v32": ("layer mla_dense/dense", "layer mla_moe/moe", "head", "mtp_input", "mtp"),
     }
     for model, names in expected.items():
         args = ("generate", "--model", model, "--max-model-len", 512, "--dump-graph", "--json")
         graphs = {graph["name"]: graph for graph in json.loads(run(*args).out)["graphs"]}
         assert graphs.keys() >= set(names)
-        assert ("mtp" in graphs) is False
+        assert ("mtp" in graphs) == (model == "v32")
         if model == "v41_flash":
             assert "uint8[num_tokens, 24, 264]" in run(*args[:-1]).out.replace("'", "")  # 256 codes, 8 scales
             assert len(graphs) == 4 + 11 + 2

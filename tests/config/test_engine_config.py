@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ def test_defaults() -> None:
         "max_num_batched_tokens": 512, "max_total_tokens": None,
         "block_size": 128, "window_block_size": 32, "batch_bucket": 1, "seed": 0,
         "engram_tier": "checkpoint", "engram_tables": None, "engram_cache_rows": 65_536,
-        "speculative": "none", "num_speculative_tokens": None,
+        "speculative": "none", "num_speculative_tokens": None, "speculative_threshold": 0.0,
     }
     assert EngineConfig.from_dict({}) == EngineConfig()
 
@@ -50,6 +51,7 @@ def test_every_field_has_help() -> None:
         ("engram_tier", ["checkpoint", "host", "mmap", "disk"]),
         ("engram_tables", [None, "tables", "/a b/c"]), ("engram_cache_rows", [1, 1 << 32]),
         ("speculative", ["none", "mtp", "dspark", "ngram"]), ("num_speculative_tokens", [None, 1, 16]),
+        ("speculative_threshold", [0.0, 0.5, 1.0]),
     ],
 )
 def test_legal_values(name: str, values: list[Any]) -> None:
@@ -78,6 +80,7 @@ def test_legal_values(name: str, values: list[Any]) -> None:
         ({"kv_cache": "packed", "cache_rounding": "off"}, "rounded codes"),
         ({"speculative": "medusa"}, "none, mtp, dspark, ngram"), ({"num_speculative_tokens": 0}, "from 1 to 16"),
         ({"num_speculative_tokens": 17}, "hardly ever accepted"),
+        ({"speculative_threshold": 1.5}, "a probability"), ({"speculative_threshold": math.nan}, "a probability"),
         ({"speculative": "ngram", "num_speculative_tokens": 7, "max_num_batched_tokens": 15}, "at least 16"),
         ({"speculative": "dspark", "max_num_batched_tokens": 11}, "at least 12"),
     ],

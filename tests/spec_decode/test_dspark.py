@@ -296,17 +296,17 @@ def test_images(golden_v41: Path) -> None:
 
 def test_the_end_of_the_longest_sequence(golden_v41: Path) -> None:
     """A block that would not end within max_model_len is not run; the tokens there come one by one, and are the same."""
-    prompt = np.random.default_rng(6).integers(2, 500, 40).tolist()
+    prompt = np.random.default_rng(6).integers(2, 500, 104).tolist()
     params = replace(GREEDY, max_tokens=100)
-    llm = make(golden_v41, speculative="dspark", max_model_len=64, window_block_size=1)
+    llm = make(golden_v41, speculative="dspark", max_model_len=128, window_block_size=1)
     (output,) = llm.generate(prompt, params)
-    (plain,) = make(golden_v41, max_model_len=64).generate(prompt, params)
+    (plain,) = make(golden_v41, max_model_len=128).generate(prompt, params)
     assert output == plain
     assert len(output.token_ids) == 24
-    ids, _, _ = llm.draft([*prompt, *output.token_ids][: 64 - BLOCK + 1], "dspark")
+    ids, _, _ = llm.draft([*prompt, *output.token_ids][: 128 - BLOCK + 1], "dspark")
     assert len(ids) == BLOCK
-    with pytest.raises(RequestError, match=r"got 61 tokens, expected at most 60, because a block of 5"):
-        llm.draft([*prompt, *output.token_ids][:61], "dspark")
+    with pytest.raises(RequestError, match=r"got 125 tokens, expected at most 124, because a block of 5"):
+        llm.draft([*prompt, *output.token_ids][:125], "dspark")
 
 
 def test_drafting_with_an_engine_that_does_not(golden_v41: Path, prompts: list[list[int]]) -> None:
