@@ -115,12 +115,15 @@ class Formula:
                 y[t] += 2.5 * chance[t, expert] / chance[t, ids].sum() * self.mlp(x[t], f"mlp.experts.{expert}")
         return y
 
-    def logits(self, hidden: np.ndarray, followers: list[int]) -> np.ndarray:
+    def output(self, hidden: np.ndarray, followers: list[int]) -> np.ndarray:
         token = self.rms(self.tensors["model.embed_tokens.weight"][followers], "enorm")
         x = np.concatenate([token, self.rms(hidden, "hnorm")], -1) @ self.w("eh_proj").T
         x = x + self.attention(self.rms(x, "input_layernorm"))
         x = x + self.experts(self.rms(x, "post_attention_layernorm"))
-        return self.rms(x, "shared_head.norm") @ self.tensors["lm_head.weight"].T
+        return self.rms(x, "shared_head.norm")
+
+    def logits(self, hidden: np.ndarray, followers: list[int]) -> np.ndarray:
+        return self.output(hidden, followers) @ self.tensors["lm_head.weight"].T
 
 
 def test_formula(full_golden_v32: Path) -> None:
@@ -133,6 +136,26 @@ def test_formula(full_golden_v32: Path) -> None:
     assert np.abs(logits - expected).max() < 1e-4
     assert expected.std() > 0.5
     assert drafts.tolist() == expected.argmax(-1).tolist() and confidences is None
+
+
+@pytest.mark.parametrize("length", [9, 40])
+def test_formula_of_further_drafts(full_golden_v32: Path, length: int) -> None:
+    """They read the layer's own output at the position before, behind its norm, and the draft that was made there."""
+    with safe_open(full_golden_v32 / "hidden_len130.safetensors", "np") as file:
+        ids, hidden = file.get_tensor("input_ids").tolist(), file.get_tensor("final_norm.out").astype(np.float64)
+    llm = make(full_golden_v32, cache_rounding="off", speculative="mtp", num_speculative_tokens=3)
+    drafter = Recorder(llm)
+    engine = Engine(llm.config, llm.engine_config, llm.runner, drafter=drafter)
+    engine.submit(ids[:length], PLAIN)
+    engine.step()
+    ((text, drafts),) = drafter.seen.items()
+    formula = Formula(full_golden_v32 / "bf16", llm.config)
+    states, followers, expected = hidden[:length], list(text[1:]), []
+    for _ in range(3):
+        expected.append(int(formula.logits(states, followers)[-1].argmax()))
+        states = np.concatenate([states, formula.output(states, followers)[-1:]])
+        followers.append(expected[-1])
+    assert list(drafts) == expected
 
 
 def test_chunks(golden_v32: Path) -> None:
