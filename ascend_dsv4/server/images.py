@@ -76,9 +76,10 @@ class ImageReader:
         self._server = server
         self._metrics = metrics
         self._max_model_len = max_model_len
-        self._max_num_waiting = max_num_waiting
+        self.max_num_waiting = max_num_waiting
         self._slots = {is_remote: asyncio.Semaphore(NUM_SLOTS) for is_remote in (False, True)}
-        self._num_open = 0
+        self.num_open = 0
+        """Requests whose images are being read, or wait for that."""
         self._fetchers = ThreadPoolExecutor(NUM_SLOTS, thread_name_prefix="image-fetch")
         self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="image-decode")
         self._tower = ThreadPoolExecutor(1, thread_name_prefix="vision-tower")
@@ -109,17 +110,17 @@ class ImageReader:
         """Grids of a dialog's images, and what the tower makes of them."""
         images = dialog.images
         self._check_count(len(images))
-        if self._max_num_waiting is not None and self._num_open >= self._max_num_waiting + NUM_SLOTS:
+        if self.max_num_waiting is not None and self.num_open >= self.max_num_waiting + NUM_SLOTS:
             raise CapacityError(
-                f"images: {self._num_open} requests wait for theirs to be read, expected at most {self._max_num_waiting} "
+                f"images: {self.num_open} requests wait for theirs to be read, expected at most {self.max_num_waiting} "
                 "(max_num_waiting), because each one holds its images in memory. Try again later."
             )
-        self._num_open += 1
+        self.num_open += 1
         try:
             async with self._slots[any(map(_is_remote, images))]:
                 return await self._read_each(dialog.prompt_ids, images, encode)
         finally:
-            self._num_open -= 1
+            self.num_open -= 1
 
     async def _read_each(
         self, prompt_ids: Sequence[int], images: Sequence[ImageUrl], encode: Callable[[_Pixels], EncodedImage] | None
