@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal
 
 from ascend_dsv4.config.checks import Problems
-from ascend_dsv4.config.options import Options, choice, integer, path_text, string
+from ascend_dsv4.config.options import Options, choice, integer, path_text, real, string
 
 _MAX_TOKENS: Final = 1 << 40  # of all sequences together
 
@@ -88,6 +88,14 @@ class EngineConfig(Options):
         "tokens drafted ahead at most, if speculative is on",
         unset=", ".join(f"{count} for {method}" for method, count in _DEFAULT_DRAFTS.items()),
         because="more are hardly ever accepted, and every one costs rows of a step and of the caches",
+    )
+    speculative_threshold: float = real(
+        0.0,
+        0,
+        1,
+        "least chance of being accepted that dspark's confidence must give a draft together with those before it; 0 checks "
+        "every draft",
+        because="it is a probability",
     )
 
     @property

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.runner.batch import StepRequest
 from ascend_dsv4.runner.runner import Forward, ModelRunner
@@ -24,6 +26,7 @@ class DSparkDrafter:
         config = runner.config
         assert config.dspark is not None
         self._runner, self._config = runner, config.dspark
+        self._threshold = runner.engine.speculative_threshold
         self.cost = ROW_COST + config.num_draft_stages / config.num_hidden_layers / config.dspark.block_size
 
     def observe(self, forward: Forward, rows: Sequence[Committed], manager: CacheManager) -> None:
@@ -38,9 +41,10 @@ class DSparkDrafter:
             self._runner.write_dspark_context(steps, forward, sources, manager)
 
     def propose(self, wanted: Sequence[Wanted], manager: CacheManager, draw: Draw) -> list[Draft]:
-        """As many drafts as each wants and the block has."""
+        """As many drafts as each wants and the block has, and as are confident enough."""
         size = self._config.block_size
         drafts: list[list[int]] = [[] for _ in wanted]
+        survival = np.ones(len(wanted))
         going = [i for i, one in enumerate(wanted) if one.num_drafts > 0 and self._make_room(one, manager)]
         if not going:
             return [Draft(()) for _ in wanted]
@@ -52,10 +56,12 @@ class DSparkDrafter:
                 break
             at = [first[i] + j for i in going]
             before = [drafts[i][-1] if drafts[i] else _last_token(wanted[i]) for i in going]
-            corrected, _ = self._runner.run_dspark_markov(rows[at], logits[at], before)
+            corrected, confidence = self._runner.run_dspark_markov(rows[at], logits[at], before)
+            if self._threshold > 0:
+                survival[going] *= _chance(self._runner.backend.to_host(confidence)[:, 0])
             ids = draw(corrected, [wanted[i].request for i in going], [drafts[i] for i in going]).tolist()
             for i, token in zip(going, ids, strict=True):
-                if token >= 0:
+                if token >= 0 and survival[i] >= self._threshold:
                     drafts[i].append(token)
         return [Draft(tuple(ids)) for ids in drafts]
 
@@ -76,6 +82,11 @@ class DSparkDrafter:
         if has_room:
             manager.begin_step(one.request.request_id, start, end)
         return has_room
+
+
+def _chance(confidences: np.ndarray) -> np.ndarray:
+    """Logits to probabilities, float64."""
+    return 0.5 + 0.5 * np.tanh(0.5 * confidences.astype(np.float64))
 
 
 def _last_token(one: Wanted) -> int:

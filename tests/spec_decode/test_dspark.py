@@ -28,6 +28,7 @@ from ascend_dsv4.spec_decode.dspark import DSparkDrafter
 from ascend_dsv4.spec_decode.stages import Drafts
 from tests.engine.harness import check_empty, check_invariants
 
+PROMPTS = ("len33", "len130", "len300")
 BLOCK = 5
 WINDOW = 16
 FEW = dict.fromkeys((17, 300), 60.0)
@@ -66,16 +67,12 @@ def golden_texts(golden_v41: Path, prompt: str) -> Iterator[tuple[int, dict[str,
         yield step, of_prompt, [*of_prompt["input_ids"].tolist(), *of_prompt["step_input"][: step + 1].tolist(), anchor]
 
 
-@pytest.mark.parametrize("folder", ["fp8_fp4", "bf16"])
-@pytest.mark.parametrize("prompt", ["len33", "len130", "len300"])
-def test_drafts_of_the_released_model(golden_v41: Path, exact: LLM, prompt: str, folder: str) -> None:
-    if folder == "bf16" and not (golden_v41 / folder / "model.safetensors").exists():
-        pytest.skip("the committed goldens hold one of the two checkpoints")
-    llm = exact if folder == "fp8_fp4" else opened(golden_v41 / folder, cache_rounding="off")
+def compare(llm: LLM, golden_v41: Path, prompt: str, steps: Sequence[int]) -> None:
+    """The released model's drafts at these steps, with their logits and confidences."""
     worst = 0.0
     for step, golden, text in golden_texts(golden_v41, prompt):
-        if folder == "bf16" and step % 7:
-            continue  # the same numbers in other files
+        if step not in steps:
+            continue
         ids, logits, confidences = llm.draft(text, "dspark")
         assert ids.tolist() == golden["draft_ids"][step, 1:].tolist()
         assert golden["draft_ids"][step, 0] == text[-1]
@@ -83,7 +80,18 @@ def test_drafts_of_the_released_model(golden_v41: Path, exact: LLM, prompt: str,
         worst = max(worst, np.abs(logits - golden["draft_logits"][step]).max())
         worst = max(worst, np.abs(confidences - golden["confidence"][step]).max())
     assert step == 7
-    assert worst < 1e-4
+    assert 0 < worst < 1e-4
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_drafts_of_the_released_model(golden_v41: Path, exact: LLM, prompt: str) -> None:
+    compare(exact, golden_v41, prompt, range(8))
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_drafts_of_the_checkpoint_in_bfloat16(full_golden_v41: Path, prompt: str) -> None:
+    """The same numbers in other files."""
+    compare(opened(full_golden_v41 / "bf16", cache_rounding="off"), full_golden_v41, prompt, (0, 7))
 
 
 def taps(llm: LLM, token_ids: Sequence[int]) -> np.ndarray:
@@ -105,7 +113,7 @@ def taps(llm: LLM, token_ids: Sequence[int]) -> np.ndarray:
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("prompt", ["len33", "len130", "len300"])
+@pytest.mark.parametrize("prompt", PROMPTS)
 def test_inputs_of_the_drafter(golden_v41: Path, exact: LLM, prompt: str) -> None:
     *_, (_, golden, text) = golden_texts(golden_v41, prompt)
     found, length = taps(exact, text[:-1]), len(golden["input_ids"])
@@ -202,10 +210,33 @@ def test_drafts_do_not_depend_on_the_schedule(
             compared += 1
             if token != best[j]:
                 break
-    print("COMPARED", compared)
+    assert compared >= (12 if "num_speculative_tokens" in options else 30)
     lengths = {len(text) for text in drafter.seen}
     assert min(lengths) < WINDOW and max(lengths) > 61 + WINDOW
     assert [len(request.output_ids) for request in requests] == [one.max_tokens for one in each]
+
+
+def test_drafts_end_where_confidence_does(golden_v41: Path, prompts: list[list[int]]) -> None:
+    """They are those that are made without a threshold up to where the product of the chances falls below it."""
+    outputs, seen = [], []
+    for threshold in (0.0, 0.3):
+        llm = make(golden_v41, speculative="dspark", speculative_threshold=threshold)
+        drafter = Recorder(llm)
+        engine = Engine(llm.config, llm.engine_config, llm.runner, drafter=drafter)
+        requests = [engine.submit(prompt, PLAIN) for prompt in prompts]
+        while engine.has_work:
+            engine.step()
+        outputs.append([request.output_ids for request in requests])
+        seen.append(drafter.seen)
+    assert outputs[0] == outputs[1]
+    lengths = []
+    for text, (ids, _, confidences) in seen[0].items():
+        chances = np.cumprod([1 / (1 + np.exp(-logit)) for logit in confidences])
+        count = int((chances >= 0.3).sum())
+        found = seen[1][text][0] if text in seen[1] else ()
+        assert found == ids[:count]
+        lengths.append(count)
+    assert len(set(lengths)) > 2
 
 
 @pytest.fixture(scope="module")
@@ -295,23 +326,23 @@ def test_window_blocks_cover_the_block(golden_v41: Path, window_block_size: int,
     """All sequences at once: a window of final rows, and a block behind them, however few of its drafts are used."""
     config = ModelConfig.from_file(golden_v41 / "fp8_fp4")
     engine = EngineConfig(
-        speculative="dspark", num_speculative_tokens=num_drafts, max_num_seqs=3, max_num_batched_tokens=12,
-        window_block_size=window_block_size,
+        speculative="dspark", num_speculative_tokens=num_drafts, max_num_seqs=8, window_block_size=window_block_size,
+        max_num_batched_tokens=2 * (1 + num_drafts),
     )  # fmt: skip
     manager = CacheManager(plan_caches(config, engine))
-    for number in range(3):
+    for number in range(8):
         manager.admit(number, 40)
         for end in range(1, 40):
             manager.begin_step(number, end - 1, end)
             manager.commit(number, end)
     for start in range(39, 90):
-        for number in range(3):
+        for number in range(8):
             manager.begin_step(number, start, start + BLOCK)
             seen = np.arange(start - WINDOW, start + BLOCK)
             table, size = manager.window_table(number), window_block_size
             slots = table[seen // size % len(table)] * size + seen % size
             assert np.array_equal(slots, manager.window_slots(number, seen))
-        for number in range(3):
+        for number in range(8):
             manager.commit(number, start + 1)
 
 
