@@ -104,8 +104,8 @@ def open_model(model: Path, engine: EngineConfig) -> LLM:
         f"activations {engine.dtype}, caches {engine.kv_cache} for {llm.runner.plan.max_model_len:,} tokens; loaded in "
         f"{time.perf_counter() - start:.1f} s"
     )
-    if llm.config.draft_method == "dspark":
-        note("this checkpoint has DSpark draft stages, which this version does not run; the backbone generates alone")
+    if engine.speculative == "none" and llm.config.draft_method is not None:
+        note(f"this checkpoint has draft stages: --speculative {llm.config.draft_method} guesses tokens ahead with them")
     if engine.speculative != "none":
         note(f"speculative decoding: {engine.speculative}, {engine.num_drafts} tokens ahead")
     return llm

@@ -243,6 +243,6 @@ def _check_drafts(config: ModelConfig, engine: EngineConfig) -> None:
     wanted = engine.num_speculative_tokens or 0
     if engine.speculative == "dspark" and config.dspark is not None and wanted > config.dspark.block_size:
         raise ConfigError(
-            f"num_speculative_tokens={wanted}: expected at most {config.dspark.block_size}, the checkpoint's dspark_block_size, "
-            "because its stages guess one block at a time. Lower num_speculative_tokens, or leave it out."
+            f"num_speculative_tokens={wanted}: expected at most {config.dspark.block_size}, the dspark_block_size, "
+            "because the draft stages guess one block at a time. Lower num_speculative_tokens, or leave it out."
         )

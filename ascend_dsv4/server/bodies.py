@@ -7,6 +7,7 @@ A field that is neither here nor in `IGNORED` of its body is an error: a misspel
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import (
@@ -59,6 +60,7 @@ JsonObjects = Annotated[list[JsonObject], Field(fail_fast=True)]
 
 IMAGE_PARTS: Final = ("image_url", "image", "input_image")
 _DOCUMENTS: Final = ("file", "document", "input_file")
+_IMAGE_URL: Final = re.compile(r"data:image/[^,]{1,80};base64,|https?://.", re.IGNORECASE)
 
 
 def _readable(parts: list[Any], info: ValidationInfo) -> list[Any]:
@@ -74,10 +76,20 @@ def _readable(parts: list[Any], info: ValidationInfo) -> list[Any]:
         if kind in _DOCUMENTS or (kind in IMAGE_PARTS and not reads_images):
             what = "text and images" if reads_images else "text"
             raise ValueError(f"part {index} has type {kind}, but this model reads {what} only; leave it out")
+        if kind in IMAGE_PARTS and not _names_an_image(part):
+            raise ValueError(f"part {index} names no image: expected data:image/png;base64,... or an http or https URL")
         for inner in (part.get("content"), part.get("output")):
             if isinstance(inner, list):
                 _readable(inner, info)
     return parts
+
+
+def _names_an_image(part: JsonObject) -> bool:
+    """Whether the URL of an image part, if it has one, is of a kind that is read; what it leads to is seen later."""
+    url = part.get("image_url")
+    if isinstance(url, dict):
+        url = url.get("url")
+    return not isinstance(url, str) or _IMAGE_URL.match(url[:200]) is not None
 
 
 def _form(content: Any) -> str | None:

@@ -46,7 +46,7 @@ class DraftStages:
             )
         if not self._loader.has_draft:
             raise UnsupportedError(
-                f"draft method {method!r}: config.json names draft stages but the files hold none of their tensors (transformers "
+                f"draft method {method!r}: config.json names draft stages but the files hold none of them (transformers "
                 "drops them when it saves). Use the published checkpoint to draft."
             )
 

@@ -223,7 +223,7 @@ def test_dspark_checkpoints_run_their_backbone(run: Run, tmp_path: Path) -> None
     args = ("--model", tmp_path, "--max-model-len", 128)
     result = run("generate", *args, "--prompt", "Hello", "--max-tokens", 2)
     assert result.code == 0 and result.out
-    assert "DSpark draft stages, which this version does not run" in " ".join(result.err.split())
+    assert "--speculative dspark" in " ".join(result.err.split())
     checked = json.loads(run("check", *args, "--json").out)
     assert checked["files"]["valid"]
     assert (checked["model"]["draft_method"], checked["model"]["draft_stages"]) == ("dspark", 2)
