@@ -23,7 +23,7 @@ from ascend_dsv4.config.server_config import ServerConfig
 from ascend_dsv4.config.vision_config import VisionConfig
 from ascend_dsv4.errors import CapacityError, RequestError
 from ascend_dsv4.runner.batch import PlacedRows
-from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder
+from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder, place_images
 from ascend_dsv4.server.dialog import Dialog, ImageUrl
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.server.metrics import Metrics
@@ -89,15 +89,16 @@ class ImageReader:
 
         Raises RequestError or HttpError for images that cannot be had, read or served, CapacityError if too many wait.
         """
-        grids, encoded = await self._read(dialog, self._encode)
-        ids, _, starts = expand_placeholders(dialog.prompt_ids, self._image_token_id, grids)
-        dialog.prompt_ids = tuple(ids.tolist())
-        return tuple(PlacedRows(int(start), image.rows) for start, image in zip(starts, encoded, strict=True))
+        _, encoded = await self._read(dialog, self._encode)
+        ids, placed = place_images(dialog.prompt_ids, encoded, self._image_token_id)
+        dialog.prompt_ids = tuple(ids)
+        return placed
 
     async def measure(self, dialog: Dialog) -> None:
         """Give a dialog as many image tokens as its images take, without running the tower. Raises as `place`."""
         grids, _ = await self._read(dialog, None)
-        dialog.prompt_ids = tuple(expand_placeholders(dialog.prompt_ids, self._image_token_id, grids)[0].tolist())
+        lengths = [grid.num_tokens for grid in grids]
+        dialog.prompt_ids = tuple(expand_placeholders(dialog.prompt_ids, self._image_token_id, lengths)[0])
 
     def close(self) -> None:
         """Drop what has not begun."""
