@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -114,7 +113,6 @@ class LLM:
         memory, row_format = None, FORMATS[0]
         if self.config.engram is not None:
             memory, row_format = open_store(self.config, self.engine_config, checkpoint, Path(model))
-            weakref.finalize(self, memory.close)  # its threads and files end with the model
         self._forward = forward_config(self.config, self.engine_config, row_format)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))

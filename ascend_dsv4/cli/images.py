@@ -79,6 +79,5 @@ def expanded(prompt: Sequence[int], images: Sequence[Image.Image], config: Model
     from ascend_dsv4.vision.preprocess import plan_grid
 
     assert config.vision is not None and config.image_token_id is not None
-    grids = [plan_grid(image.width, image.height, config.vision) for image in images]
-    ids: list[int] = expand_placeholders(prompt, config.image_token_id, grids)[0].tolist()
-    return ids
+    lengths = [plan_grid(image.width, image.height, config.vision).num_tokens for image in images]
+    return expand_placeholders(prompt, config.image_token_id, lengths)[0]

@@ -24,7 +24,7 @@ class LayerSpec:
     mlp_type: MlpLayerType
     """hash_moe: experts by token id; moe: experts by score; dense: no experts."""
     reads_embedding: bool = False
-    """The first layer under delayed hyper-connections: no mix of an earlier sub-layer exists, all streams are equal."""
+    """The first layer under delayed hyper-connections: no mix of an earlier sub-layer exists, and the first stream is read."""
     engram: int | None = None
     """Number of the layer's n-gram table."""
     candidates: Literal["publish", "use"] | None = None

@@ -284,9 +284,9 @@ _RULES: Final[tuple[tuple[str, Callable[..., bool], str, str], ...]] = (
     ("dspark draft_method", lambda dspark, method: (dspark is not None) == (method == "dspark"),
      "the DSpark values exactly with draft_method 'dspark'", "no other drafter has them"),
     ("dspark num_hidden_layers", lambda dspark, layers: dspark is None or max(dspark.target_layer_ids) < layers,
-     "target layers below num_hidden_layers", "the drafter reads outputs of backbone layers"),
+     "target layers below num_hidden_layers", "the drafter reads the streams of backbone layers"),
     ("dspark", lambda dspark: dspark is None or len({*dspark.target_layer_ids}) == len(dspark.target_layer_ids),
-     "distinct target layers", "each output is read once"),
+     "distinct target layers", "each is read once"),
     ("dspark vocab_size", lambda dspark, vocab: dspark is None or dspark.noise_token_id < vocab,
      "a noise token below vocab_size", "it is a row of the embedding"),
     ("dspark n_routed_experts num_experts_per_tok", lambda dspark, held, used: dspark is None
@@ -326,7 +326,7 @@ _TUPLES: Final[Mapping[str, tuple[int, int, Callable[[Any], bool], str, str]]] =
               "a layer number", "these layers are the sources of others")
        for name in ("kv_source_layer_ids", "index_source_layer_ids")},
     "dspark.target_layer_ids": (1, 16, lambda layer: type(layer) is int and 0 <= layer < MAX_LAYERS,
-                                "a layer number", "the drafter reads the outputs of these layers"),
+                                "a layer number", "the drafter reads the streams at these layers"),
     "engram.layer_ids": (1, 64, lambda layer: type(layer) is int and 0 <= layer < MAX_LAYERS,
                          "a layer number", "these layers have a table"),
     "engram.num_embeddings": (1, 64, lambda rows: type(rows) is int and 1 <= rows <= 1 << 40,

@@ -143,7 +143,7 @@ def hyper_connection(
     x, post, comb, own = ops.hc_pre(
         streams, *w, mix, sinkhorn_iters=cfg.hc_sinkhorn_iters, hc_eps=cfg.hc_eps, norm_eps=cfg.rms_norm_eps
     )
-    # Where nothing was handed on yet, all streams still equal the embedding, and one of them is read.
+    # Where nothing was handed on yet, the first stream is read: the embedding, and the n-gram rows of the first layer.
     return streams[:, 0] if reads_embedding else x, post, comb, own if cfg.hc_delayed else None
 
 

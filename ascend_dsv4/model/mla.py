@@ -62,7 +62,8 @@ def choose_tokens(
     caches["idx_kv"] = ops.store_kv(
         caches["idx_kv"], keys, batch[f"cmp{spec.ratio}_slots"], rounding=cfg.index_rounding, rope_dim=0
     )
-    weights = linear(ops, cfg, x, w.weights_proj) * (cfg.index_head_dim**-0.5 * cfg.index_n_heads**-0.5)
+    # Heads are weighed in float32, as in the released code.
+    weights = ops.linear(x, *w.weights_proj, out_dtype="float32") * (cfg.index_head_dim**-0.5 * cfg.index_n_heads**-0.5)
     entries, _ = ops.index_topk(
         q, weights, caches["idx_kv"], batch["positions"], batch["req_idx"], batch[f"cmp{spec.ratio}_table"], None,
         ratio=spec.ratio, topk=cfg.index_topk, rounding=cfg.index_rounding, candidate_block=1, num_candidates=0,

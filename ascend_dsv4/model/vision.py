@@ -27,12 +27,14 @@ NORM_EPS = 1e-6
 
 Tensors = dict[str, Tensor]
 
+
 @dataclass(frozen=True, slots=True)
 class VisionForwardConfig:
     """A vision configuration with the compute dtype of a run. Read by model functions only."""
 
     model: VisionConfig
     dtype: str
+
 
 def vision_tower(
     ops: Any, cfg: VisionForwardConfig, w: VisionTowerWeights, streams: Tensor, carry: Tensors, batch: Tensors, caches: Tensors
@@ -47,6 +49,7 @@ def vision_tower(
         x = ops.vision_block(x, *block, batch["cos"], batch["sin"], num_heads=cfg.model.num_attention_heads, eps=NORM_EPS)
     return ops.rms_norm(x, w.norm, eps=NORM_EPS), {}
 
+
 def aligner(
     ops: Any, cfg: VisionForwardConfig, w: AlignerWeights, streams: Tensor, carry: Tensors, batch: Tensors, caches: Tensors
 ) -> tuple[Tensor, Tensors]:
@@ -58,6 +61,7 @@ def aligner(
     merged = ops.merge_patches(streams, batch["patch_ids"])
     hidden = ops.gelu(ops.linear_bias(merged, *w.w1, out_dtype=cfg.dtype))
     return ops.linear_bias(hidden, *w.w2, out_dtype=cfg.dtype), {}
+
 
 def vision_tables(config: VisionConfig, vit_h: int, vit_w: int) -> dict[str, NDArray[Any]]:
     """What the functions above read from `batch` for an image of vit_h x vit_w patches.
@@ -77,11 +81,13 @@ def vision_tables(config: VisionConfig, vit_h: int, vit_w: int) -> dict[str, NDA
     blocks = ids.reshape(llm_h, ratio, llm_w, ratio).transpose(0, 2, 1, 3).reshape(llm_h * llm_w, ratio * ratio)
     return {"cos": np.cos(angles), "sin": np.sin(angles), "patch_ids": np.ascontiguousarray(blocks)}
 
+
 def tower_inputs(config: VisionConfig) -> tuple[TensorType, dict[str, TensorType]]:
     """Types of `streams` and `batch` of `vision_tower`."""
     half = config.hidden_size // config.num_attention_heads // 2
     table = TensorType(("num_patches", half), "float32")
     return TensorType(("num_patches", NUM_CHANNELS * config.patch_size**2), "float32"), {"cos": table, "sin": table}
+
 
 def aligner_inputs(cfg: VisionForwardConfig) -> tuple[TensorType, dict[str, TensorType]]:
     """Types of `streams` and `batch` of `aligner`."""

@@ -15,7 +15,6 @@ from PIL import Image
 
 from ascend_dsv4.backend.base import Backend
 from ascend_dsv4.config.vision_config import VisionConfig
-from ascend_dsv4.errors import RequestError
 from ascend_dsv4.graph.ir import Graph
 from ascend_dsv4.graph.trace import trace
 from ascend_dsv4.graph.tree import leaves, map_leaves
@@ -23,7 +22,7 @@ from ascend_dsv4.model.vision import VisionForwardConfig, aligner, aligner_input
 from ascend_dsv4.model.vision_weights import VisionWeights
 from ascend_dsv4.model.weights import is_parameter
 from ascend_dsv4.runner.batch import PlacedRows
-from ascend_dsv4.vision.layout import END, IMAGE, NEWLINE, START, image_token_types
+from ascend_dsv4.vision.layout import END, IMAGE, NEWLINE, START, expand_placeholders, image_token_types
 from ascend_dsv4.vision.preprocess import ImageGrid, preprocess
 
 CACHE_BYTES: Final = 1 << 28
@@ -61,27 +60,10 @@ def place_images(
 ) -> tuple[list[int], tuple[PlacedRows, ...]]:
     """A prompt with as many image tokens as its images take, and where each image stands.
 
-    In `token_ids` an image is one image token, or has its full number already. raises RequestError if they do not match.
+    raises  RequestError if image tokens and images do not match; see `expand_placeholders`
     """
-    ids: list[int] = []
-    placed: list[PlacedRows] = []
-    at = 0
-    while at < len(token_ids):
-        if token_ids[at] != image_token_id or len(placed) == len(images):
-            ids.append(token_ids[at])
-            at += 1
-            continue
-        rows = images[len(placed)].rows
-        span = [image_token_id] * len(rows)
-        at += len(rows) if list(token_ids[at : at + len(rows)]) == span else 1
-        placed.append(PlacedRows(len(ids), rows))
-        ids += span
-    if len(placed) < len(images) or ids.count(image_token_id) != sum(len(image.rows) for image in placed):
-        raise RequestError(
-            f"images: got {len(images)}, and {list(token_ids).count(image_token_id)} image tokens (id {image_token_id}) in the "
-            "prompt, expected one for each image, because it says where the image stands. Send as many of both."
-        )
-    return ids, tuple(placed)
+    ids, starts = expand_placeholders(token_ids, image_token_id, [image.num_tokens for image in images])
+    return ids, tuple(PlacedRows(start, image.rows) for start, image in zip(starts, images, strict=True))
 
 
 class VisionEncoder:

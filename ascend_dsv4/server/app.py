@@ -139,6 +139,7 @@ def _describe(app: FastAPI, service: Service, needs_key: bool) -> None:
 
     @cache
     def content() -> dict[str, Any]:
-        return document(app, service.model_name, PUBLIC_PATHS if needs_key else None)
+        public_paths = PUBLIC_PATHS if needs_key else None
+        return document(app, service.model_name, public_paths, reads_images=service.images is not None)
 
     app.openapi = content  # type: ignore[method-assign]

@@ -21,7 +21,7 @@ from ascend_dsv4.server.bodies import (
     ResponsesBody,
     TokenizeBody,
 )
-from ascend_dsv4.server.shapes import SHAPES
+from ascend_dsv4.server.shapes import shapes
 
 BODIES: Final = (
     ChatBody, CompletionBody, ResponsesBody, MessagesBody, CountTokensBody, TokenizeBody, DetokenizeBody,
@@ -95,10 +95,12 @@ def responses(path: str, answer: type[BaseModel], *, has_body: bool, may_stream:
     return {200: {"description": answer.__doc__, "headers": _REQUEST_ID, "content": content}, **failures}
 
 
-def document(app: FastAPI, model_name: str, public_paths: tuple[str, ...] | None) -> dict[str, Any]:
+def document(
+    app: FastAPI, model_name: str, public_paths: tuple[str, ...] | None, *, reads_images: bool
+) -> dict[str, Any]:
     """The OpenAPI document. `public_paths` need no key; None if nothing does."""
     content = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    components = content["components"] = {"schemas": _schemas(model_name)}
+    components = content["components"] = {"schemas": _schemas(model_name, reads_images)}
     for path, methods in content["paths"].items():
         for operation in methods.values():
             operation["responses"].pop("422", None)  # FastAPI's own, which is never sent
@@ -115,12 +117,12 @@ def document(app: FastAPI, model_name: str, public_paths: tuple[str, ...] | None
     return content
 
 
-def _schemas(model_name: str) -> dict[str, Any]:
+def _schemas(model_name: str, reads_images: bool) -> dict[str, Any]:
     """Every body and answer by name. Bodies also list what they ignore, and the one model there is."""
     kinds = [(kind, "validation") for kind in (*BODIES, *ANSWERS)]
     schemas: dict[str, Any] = models_json_schema(kinds, ref_template=_REF + "{model}")[1]["$defs"]  # type: ignore[arg-type]
-    for name, shapes in SHAPES.items():
-        schemas[name]["properties"].update(shapes)
+    for name, fields in shapes(reads_images=reads_images).items():
+        schemas[name]["properties"].update(fields)
     for body in BODIES:
         fields = schemas[body.__name__]["properties"]
         fields["model"] = {"enum": [model_name] if body.model_fields["model"].is_required() else [model_name, None]}

@@ -23,7 +23,7 @@ from ascend_dsv4.config.server_config import ServerConfig
 from ascend_dsv4.config.vision_config import VisionConfig
 from ascend_dsv4.errors import CapacityError, RequestError
 from ascend_dsv4.runner.batch import PlacedRows
-from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder
+from ascend_dsv4.runner.vision import EncodedImage, VisionEncoder, place_images
 from ascend_dsv4.server.dialog import Dialog, ImageUrl
 from ascend_dsv4.server.errors import HttpError
 from ascend_dsv4.server.metrics import Metrics
@@ -76,9 +76,10 @@ class ImageReader:
         self._server = server
         self._metrics = metrics
         self._max_model_len = max_model_len
-        self._max_num_waiting = max_num_waiting
+        self.max_num_waiting = max_num_waiting
         self._slots = {is_remote: asyncio.Semaphore(NUM_SLOTS) for is_remote in (False, True)}
-        self._num_open = 0
+        self.num_open = 0
+        """Requests whose images are being read, or wait for that."""
         self._fetchers = ThreadPoolExecutor(NUM_SLOTS, thread_name_prefix="image-fetch")
         self._decoders = ThreadPoolExecutor(NUM_DECODERS, thread_name_prefix="image-decode")
         self._tower = ThreadPoolExecutor(1, thread_name_prefix="vision-tower")
@@ -88,15 +89,16 @@ class ImageReader:
 
         Raises RequestError or HttpError for images that cannot be had, read or served, CapacityError if too many wait.
         """
-        grids, encoded = await self._read(dialog, self._encode)
-        ids, _, starts = expand_placeholders(dialog.prompt_ids, self._image_token_id, grids)
-        dialog.prompt_ids = tuple(ids.tolist())
-        return tuple(PlacedRows(int(start), image.rows) for start, image in zip(starts, encoded, strict=True))
+        _, encoded = await self._read(dialog, self._encode)
+        ids, placed = place_images(dialog.prompt_ids, encoded, self._image_token_id)
+        dialog.prompt_ids = tuple(ids)
+        return placed
 
     async def measure(self, dialog: Dialog) -> None:
         """Give a dialog as many image tokens as its images take, without running the tower. Raises as `place`."""
         grids, _ = await self._read(dialog, None)
-        dialog.prompt_ids = tuple(expand_placeholders(dialog.prompt_ids, self._image_token_id, grids)[0].tolist())
+        lengths = [grid.num_tokens for grid in grids]
+        dialog.prompt_ids = tuple(expand_placeholders(dialog.prompt_ids, self._image_token_id, lengths)[0])
 
     def close(self) -> None:
         """Drop what has not begun."""
@@ -109,17 +111,17 @@ class ImageReader:
         """Grids of a dialog's images, and what the tower makes of them."""
         images = dialog.images
         self._check_count(len(images))
-        if self._max_num_waiting is not None and self._num_open >= self._max_num_waiting + NUM_SLOTS:
+        if self.max_num_waiting is not None and self.num_open >= self.max_num_waiting + NUM_SLOTS:
             raise CapacityError(
-                f"images: {self._num_open} requests wait for theirs to be read, expected at most {self._max_num_waiting} "
+                f"images: {self.num_open} requests wait for theirs to be read, expected at most {self.max_num_waiting} "
                 "(max_num_waiting), because each one holds its images in memory. Try again later."
             )
-        self._num_open += 1
+        self.num_open += 1
         try:
             async with self._slots[any(map(_is_remote, images))]:
                 return await self._read_each(dialog.prompt_ids, images, encode)
         finally:
-            self._num_open -= 1
+            self.num_open -= 1
 
     async def _read_each(
         self, prompt_ids: Sequence[int], images: Sequence[ImageUrl], encode: Callable[[_Pixels], EncodedImage] | None

@@ -45,7 +45,8 @@ _CALL: Final = _object("name arguments", name=_TEXT, arguments=_TEXT)
 _STRICT: Final = {"type": "boolean", "description": "Calls follow the schema also where the model is free not to call."}
 _FUNCTION: Final = _object("name", name=_NAME, parameters=_SCHEMA, strict=_STRICT)
 
-_CHAT_CONTENT: Final = _text_or(_object("type text", type=_words("text"), text=_TEXT))
+_CHAT_TEXT: Final = _object("type text", type=_words("text"), text=_TEXT)
+_CHAT_CONTENT: Final = _text_or(_CHAT_TEXT)
 _CHAT_CALL: Final = _object("id type function", id=_TEXT, type=_words("function"), function=_CALL)
 _CHAT_MESSAGE: Final = _any(
     _object("role content", role=_words("system", "developer", "user"), content=_CHAT_CONTENT),
@@ -125,4 +126,34 @@ SHAPES: Final[dict[str, dict[str, JsonSchema]]] = {
         "text": _optional(_object("", format=_RESPONSES_FORMAT)),
     },
 }
-"""Schema → field → what it may hold."""
+"""Schema → field → what it may hold, for a model that reads text only."""
+
+_URL: Final = {"type": "string", "description": "data:image/png;base64,... or an http or https URL, if the server fetches any."}
+_DETAIL: Final = {"enum": ["low", "high", "original", "auto"], "description": "Without effect."}
+_BASE64: Final = _object(
+    "type media_type data", type=_words("base64"), data=_TEXT,
+    media_type=_words("image/jpeg", "image/png", "image/gif", "image/webp"),
+)  # fmt: skip
+_IMAGE_BESIDE: Final = (
+    (_CHAT_TEXT, _object("type image_url", type=_words("image_url"), image_url=_object("url", url=_URL, detail=_DETAIL))),
+    (_RESPONSES_TEXT, _object("type image_url", type=_words("input_image"), image_url=_URL, detail=_DETAIL)),
+    (_MESSAGES_TEXT, _object(
+        "type source", type=_words("image"), source=_any(_BASE64, _object("type url", type=_words("url"), url=_URL))
+    )),
+)  # fmt: skip
+"""Where a part may be a text, it may also be an image."""
+
+
+def shapes(*, reads_images: bool) -> dict[str, dict[str, JsonSchema]]:
+    """`SHAPES`, with images if the model reads them."""
+    widened: dict[str, dict[str, JsonSchema]] = _with_images(SHAPES)
+    return widened if reads_images else SHAPES
+
+
+def _with_images(schema: Any) -> Any:
+    for text, image in _IMAGE_BESIDE:
+        if schema is text:
+            return _any(text, image)
+    if isinstance(schema, dict):
+        return {name: _with_images(value) for name, value in schema.items()}
+    return [_with_images(value) for value in schema] if isinstance(schema, list) else schema

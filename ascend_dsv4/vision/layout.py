@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from ascend_dsv4.errors import RequestError
 from ascend_dsv4.vision.preprocess import ImageGrid
 
-TEXT, START, IMAGE, NEWLINE, END = -1, 0, 1, 2, 3
-"""Token types. A position that is not TEXT belongs to an image span."""
+START, IMAGE, NEWLINE, END = 0, 1, 2, 3
+"""Token types of the positions of an image."""
 
 
 def image_token_types(grid: ImageGrid) -> NDArray[np.int8]:
@@ -22,26 +22,34 @@ def image_token_types(grid: ImageGrid) -> NDArray[np.int8]:
 
 
 def expand_placeholders(
-    token_ids: Sequence[int], image_token_id: int, grids: Sequence[ImageGrid]
-) -> tuple[NDArray[np.int32], NDArray[np.int8], NDArray[np.int32]]:
+    token_ids: Sequence[int], image_token_id: int, lengths: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """Give every placeholder token as many positions as its image takes; images come in prompt order.
 
-    returns  ids int32 [n], in which every position of a span carries `image_token_id`; token types int8 [n]; the position
-             at which each image starts, int32 [num_images]
-    raises   RequestError if there are not as many placeholders as images
+    token_ids   where they hold more image tokens than there are images, an image may have its full number already
+    lengths     positions of each image
+    returns     ids, in which every position of an image carries `image_token_id`; the position at which each image starts
+    raises      RequestError if image tokens and images do not match
     """
-    tokens = np.asarray(token_ids, dtype=np.int32)
-    places = np.flatnonzero(tokens == image_token_id)
-    if len(places) != len(grids):
+    token_ids = list(token_ids)
+    # Without this, placeholders side by side could be as many as the first of their images takes.
+    is_folded = token_ids.count(image_token_id) == len(lengths)
+    ids: list[int] = []
+    starts: list[int] = []
+    at = 0
+    while at < len(token_ids):
+        if token_ids[at] != image_token_id or len(starts) == len(lengths):
+            ids.append(token_ids[at])
+            at += 1
+            continue
+        length = lengths[len(starts)]
+        span = [image_token_id] * length
+        at += length if not is_folded and token_ids[at : at + length] == span else 1
+        starts.append(len(ids))
+        ids += span
+    if len(starts) < len(lengths) or ids.count(image_token_id) != sum(lengths):
         raise RequestError(
-            f"prompt: got {len(places)} image placeholders (token {image_token_id}) and {len(grids)} images, expected as many "
-            "of one as of the other, because each placeholder stands for one image. Send every image with its own placeholder."
+            f"images: got {len(lengths)}, and {token_ids.count(image_token_id)} image tokens (id {image_token_id}) in the "
+            "prompt, expected one for each image, because it says where the image stands. Send as many of both."
         )
-    spans = [image_token_types(grid) for grid in grids]
-    lengths = np.ones(len(tokens), dtype=np.int64)
-    lengths[places] = [len(span) for span in spans]
-    starts = (np.cumsum(lengths) - lengths)[places].astype(np.int32)
-    types = np.full(int(lengths.sum()), TEXT, dtype=np.int8)
-    for start, span in zip(starts, spans, strict=True):
-        types[start : start + len(span)] = span
-    return np.repeat(tokens, lengths), types, starts
+    return ids, starts

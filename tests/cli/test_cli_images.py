@@ -109,7 +109,7 @@ def test_refused_before_the_weights_are_read(
 
     assert "no vision tower" in refused("--prompt", "x", "--image", images[0], folder=golden_v4 / "fp8_fp4")
     assert "got 2 prompts" in refused("--prompt", "x", "y", "--image", images[0])
-    assert "1 image placeholders (token 511) and 2 images" in refused("--prompt", SPELLED, "--image", *images)
+    assert "got 2, and 1 image tokens (id 511)" in refused("--prompt", SPELLED, "--image", *images)
     assert "cannot be read" in refused("--prompt", "x", "--image", damaged)
     assert "No such file" in refused("--prompt", "x", "--image", tmp_path / "none.png")
     assert "MP4, MOV" in refused("--prompt", "x", "--video", images[0])

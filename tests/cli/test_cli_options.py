@@ -163,12 +163,15 @@ def another(option: Option) -> tuple[Any, list[str]]:
         value: Any = not option.default
         return value, [flag(option.name) if value else "--no-" + flag(option.name)[2:]]
     if option.kind == "string":
-        value = {"cors_origins": "https://a.example"}.get(option.name, "another")
+        special = {
+            "cors_origins": "https://a.example", "allowed_image_networks": "10.0.0.0/8", "allowed_image_ports": "8080",
+        }  # fmt: skip
+        value = special.get(option.name, "another")
     elif option.kind == "choice":
         value = next(choice for choice in option.choices if choice != option.default)
     else:
-        small = option.name in ("max_n", "retry_after_s", "num_speculative_tokens")
-        value = 9 if small else {"integer": 1280, "real": 2.5}[option.kind]
+        small = option.name in ("max_n", "retry_after_s", "num_speculative_tokens", "max_images_per_prompt")
+        value = 9 if small else {"integer": 1280, "real": 1.0 if option.name == "speculative_threshold" else 2.5}[option.kind]
     return value, [flag(option.name), str(value)]
 
 

@@ -66,7 +66,10 @@ def test_names_belong_to_one_dataclass() -> None:
         ("keep_alive_s", [0.01, 3600]), ("retry_after_s", [1, 3600]), ("default_thinking", ["on", "off"]),
         ("default_max_tokens", [None, 1, 1 << 24]), ("api_keys_file", [None, "keys", "/etc/my keys/ключи"]),
         ("log_level", [None, "debug", "info", "warning", "error"]), ("log_format", ["json", "text"]),
-        ("log_prompts", [True, False]),
+        ("log_prompts", [True, False]), ("max_images_per_prompt", [0, 1024]), ("max_image_bytes", [1024, 1 << 30]),
+        ("allow_remote_images", [True, False]), ("image_timeout_s", [0.01, 3600]),
+        ("allowed_image_hosts", [None, "img.example.org", "a.example, 192.0.2.7,::1"]),
+        ("allowed_image_networks", [None, "10.0.0.0/8", "10.1.2.3, fd00::/8"]), ("allowed_image_ports", ["443", "80, 8080,1"]),
     ],
 )  # fmt: skip
 def test_legal_values(name: str, values: list[Any]) -> None:
@@ -97,7 +100,14 @@ def test_legal_values(name: str, values: list[Any]) -> None:
         ("api_keys_file", " ", "the path of a file"), ("api_keys_file", "a\0b", "the path of a file"),
         ("log_level", "trace", "one of debug, info, warning, error"), ("log_level", ["info"], "log_level"),
         ("log_format", None, "one of json, text"), ("log_prompts", 1, "true or false"), ("log_prompts", "yes", "true or false"),
-        ("log_prompts", None, "true or false"),
+        ("log_prompts", None, "true or false"), ("max_images_per_prompt", -1, "from 0 to 1024"),
+        ("max_image_bytes", 1023, "from 1024"), ("allow_remote_images", "yes", "true or false"),
+        ("image_timeout_s", 0, "a number from 0.01"), ("allowed_image_hosts", "", "host names"),
+        ("allowed_image_hosts", "https://a.example", "without scheme and port"), ("allowed_image_hosts", "a,,b", "host names"),
+        ("allowed_image_networks", "10.0.0.1/8", "networks such as"), ("allowed_image_networks", "intranet", "networks such"),
+        ("allowed_image_networks", "", "networks such as"), ("allowed_image_ports", "0", "TCP ports"),
+        ("allowed_image_ports", "65536", "TCP ports"), ("allowed_image_ports", "", "TCP ports"),
+        ("allowed_image_ports", "80-90", "TCP ports"), ("allowed_image_ports", None, "allowed_image_ports=None"),
     ],
     ids=lambda value: repr(value)[:24],
 )  # fmt: skip
@@ -127,6 +137,16 @@ def test_origins(text: str | None, origins: tuple[str, ...]) -> None:
 def test_bad_origins(text: Any) -> None:
     with pytest.raises(ConfigError, match="without a path or a final slash"):
         ServerConfig(cors_origins=text)
+
+
+def test_lists_about_images() -> None:
+    server = ServerConfig(
+        allowed_image_hosts="a.example, b.example", allowed_image_networks="10.0.0.0/8,fd00::/8", allowed_image_ports="80, 8080"
+    )
+    assert server.image_hosts == ("a.example", "b.example")
+    assert server.image_networks == ("10.0.0.0/8", "fd00::/8")
+    assert server.image_ports == (80, 8080)
+    assert (ServerConfig().image_hosts, ServerConfig().image_networks, ServerConfig().image_ports) == ((), (), (80, 443))
 
 
 def test_serve_configs() -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from ascend_dsv4 import LLM, SamplingParams
@@ -50,7 +51,7 @@ class Family:
 FAMILIES = {
     "v4": Family(("bf16", "fp8_fp4"), 300, rounded=("logits_qat", "", "noise"), parts=(*COMMON_PARTS, "mtp")),
     "v41": Family(("bf16", "fp8_fp4"), 300, math="math.", rounded=("logits", "qat.", "noise_fp32"),
-                  parts=(*COMMON_PARTS, "engram")),
+                  parts=(*COMMON_PARTS, "engram", "images")),
     # Absorbed projections are other sums than those of the oracles: 1.06e-5 was seen.
     "v32": Family(("bf16", "fp8"), 130, norm_atol=2e-5),
 }  # fmt: skip
@@ -232,10 +233,33 @@ def rounded_logits(llm: LLM, goldens: Path) -> Iterator[Item]:
         passed = bool(within.all()) if n in (5, 33) else float(within.mean()) >= MIN_ROUNDED_ROWS
         name = f"rounded len{n}, {within.sum()} of {len(within)} rows"
         yield Item(name, delta[kept].max(), 3e-4, expected[kept].size, len(kept), int((~kept).sum()), passed)
+    if "images" in family(goldens).parts:
+        yield from image_prompt(llm, goldens)
+
+
+def image_prompt(llm: LLM, goldens: Path) -> Iterator[Item]:
+    """A prompt with two images: logits of all positions, and in plain maths the greedy tokens behind it."""
+    images = [goldens / "images" / f"img{k}.png" for k in (0, 1)]
+    mode = "qat" if llm.engine_config.cache_rounding == "released" else "math"
+    with safe_open(goldens / "vision.safetensors", "np") as file:
+        ids = file.get_tensor("prompt.input_ids").tolist()
+        expected, noise, greedy_ids, margin = (
+            file.get_tensor(f"prompt.{mode}.{name}") for name in ("logits", "noise", "greedy_ids", "greedy_margin")
+        )
+    delta = np.abs(llm.logits(ids, images=images) - expected).max(-1)
+    within = delta <= np.maximum(3e-4, 20 * noise)
+    name = f"image prompt {mode}, {within.sum()} of {len(within)} rows"
+    yield Item(name, delta.max(), 3e-4, expected.size, len(expected), 0, bool(within.all()))
+    if mode == "math":
+        params = SamplingParams(max_tokens=len(greedy_ids), temperature=0, ignore_eos=True)
+        tokens = llm.generate([ids], params, images=[images])[0].token_ids
+        usable = int(np.argmin(margin > 10 * delta.max())) or len(margin)
+        passed = usable >= (1 - MAX_SKIPPED) * len(margin) and tokens[:usable] == greedy_ids[:usable].tolist()
+        yield Item("image prompt greedy", 0, 0, usable, len(margin), len(margin) - usable, passed)
 
 
 MATH_ITEMS = {"math": math_logits, "greedy": greedy, "modules": modules, "layers": layer_outputs, "mtp": mtp_logits,
-              "engram": engram_integers}  # fmt: skip
+              "engram": engram_integers, "images": image_prompt}  # fmt: skip
 
 
 def main(goldens: Path) -> int:

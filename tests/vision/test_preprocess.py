@@ -13,7 +13,7 @@ from PIL import Image
 
 from ascend_dsv4.config.vision_config import VisionConfig
 from ascend_dsv4.errors import RequestError
-from ascend_dsv4.vision.layout import END, IMAGE, NEWLINE, START, TEXT, expand_placeholders, image_token_types
+from ascend_dsv4.vision.layout import START, expand_placeholders, image_token_types
 from ascend_dsv4.vision.preprocess import ImageGrid, plan_grid, preprocess
 from tests.vision.conftest import RELEASED
 
@@ -122,43 +122,34 @@ def test_golden_types(k: int, golden: dict[str, torch.Tensor]) -> None:
     assert types.tolist() == golden[f"img{k}.types"].tolist()
 
 
-def golden_grids(golden: dict[str, torch.Tensor]) -> list[ImageGrid]:
-    rows = [golden[f"img{k}.grid"].tolist() for k in (0, 1)]
-    return [ImageGrid(h, w, gh, gw, 14 * h, 14 * w) for h, w, gh, gw in rows]
-
-
 def test_golden_prompt(golden: dict[str, torch.Tensor]) -> None:
-    """The expanded golden prompt, folded back to one placeholder per image, expands to itself."""
+    """The expanded golden prompt, folded back to one placeholder per image, expands to itself, and so does what is expanded."""
     ids, types = golden["prompt.input_ids"].tolist(), golden["prompt.token_types"].tolist()
-    folded = [token for token, kind in zip(ids, types, strict=True) if kind in (TEXT, START)]
+    folded = [token for token, kind in zip(ids, types, strict=True) if kind in (-1, START)]  # -1: text
     assert len(folded) == 68 - 9 - 10
-    expanded, token_types, starts = expand_placeholders(folded, 511, golden_grids(golden))
-    assert (expanded.dtype, token_types.dtype, starts.dtype) == (np.int32, np.int8, np.int32)
-    assert expanded.tolist() == ids
-    assert token_types.tolist() == types
-    assert starts.tolist() == golden["prompt.image_starts"].tolist()
+    lengths = [len(golden[f"img{k}.types"]) for k in (0, 1)]
+    for token_ids in (folded, ids):
+        assert expand_placeholders(token_ids, 511, lengths) == (ids, golden["prompt.image_starts"].tolist())
 
 
 def test_layout_of_neighbours() -> None:
-    """Two images side by side and at both ends of a prompt, the second a single token."""
-    grids = [ImageGrid(4, 4, 2, 2, 56, 56), ImageGrid(1, 1, 1, 1, 14, 14)]
-    ids, types, starts = expand_placeholders([9, 9], 9, grids)
-    row = [IMAGE, IMAGE, NEWLINE]
-    assert types.tolist() == [START, *row, *row, END, START, IMAGE, NEWLINE, END]
-    assert starts.tolist() == [0, 8]
-    assert ids.tolist() == [9] * 12
+    """Two images side by side and at both ends of a prompt; the first expanded already, or both."""
+    for token_ids in ([9] * 2, [9] * (8 + 1), [9] * (8 + 5)):
+        assert expand_placeholders(token_ids, 9, [8, 5]) == ([9] * 13, [0, 8])
+
+
+def test_many_neighbours() -> None:
+    """As many placeholders in a row as their first image takes are one image each."""
+    assert expand_placeholders([1, *[9] * 5, 2], 9, [5] * 5) == ([1, *[9] * 25, 2], [1, 6, 11, 16, 21])
 
 
 def test_text_alone() -> None:
-    ids, types, starts = expand_placeholders([3, 1, 4], 9, [])
-    assert (ids.tolist(), types.tolist(), starts.tolist()) == ([3, 1, 4], [-1] * 3, [])
-    assert [len(part) for part in expand_placeholders([], 9, [])] == [0, 0, 0]
+    assert expand_placeholders([3, 1, 4], 9, []) == ([3, 1, 4], [])
+    assert expand_placeholders([], 9, []) == ([], [])
 
 
 @pytest.mark.parametrize(("token_ids", "count"), [([1, 2], 1), ([9], 0), ([9, 9, 9], 2)])
 def test_placeholders_and_images_must_match(token_ids: list[int], count: int) -> None:
     places = token_ids.count(9)
-    with pytest.raises(
-        RequestError, match=rf"got {places} image placeholders \(token 9\) and {count} images.*Send every image"
-    ):
-        expand_placeholders(token_ids, 9, [ImageGrid(1, 1, 1, 1, 14, 14)] * count)
+    with pytest.raises(RequestError, match=rf"got {count}, and {places} image tokens \(id 9\).*Send as many"):
+        expand_placeholders(token_ids, 9, [5] * count)
