@@ -285,7 +285,7 @@ class LLM:
         return self.vision_encoder().encode(open_image(image))
 
     def vision_encoder(self) -> VisionEncoder:
-        """The vision tower, which is loaded the first time. raises UnsupportedError if the model reads no images"""
+        """The vision tower, loaded the first time. raises UnsupportedError if the model reads no images"""
         if self.config.vision is None:
             raise UnsupportedError(
                 "images: got one, but this model has no vision tower (no vision_config in its config.json). Leave images out."
@@ -302,8 +302,8 @@ class LLM:
         token_ids = self._encode(prompt)
         if isinstance(images, Image | bytes | str | Path):
             raise RequestError(
-                f"images: got one of type {type(images).__name__} for a prompt, expected a list of images, because a prompt may "
-                "have several. Put it into a list."
+                f"images: got one of type {type(images).__name__} for a prompt, expected a list of images, because a prompt "
+                "may have several. Put it into a list."
             )
         if not images:
             return token_ids, ()
