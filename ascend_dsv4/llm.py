@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL.Image import Image
 
 from ascend_dsv4.accuracy.module_tensors import ModuleTensors
 from ascend_dsv4.backend import make_backend
@@ -299,6 +300,11 @@ class LLM:
     def _prompt(self, prompt: Prompt, images: Images) -> tuple[Sequence[int], tuple[PlacedRows, ...]]:
         """Token ids of a prompt, and what stands in the place of its image tokens."""
         token_ids = self._encode(prompt)
+        if isinstance(images, Image | bytes | str | Path):
+            raise RequestError(
+                f"images: got one of type {type(images).__name__} for a prompt, expected a list of images, because a prompt may "
+                "have several. Put it into a list."
+            )
         if not images:
             return token_ids, ()
         encoded = [self.encode_image(image) for image in images]

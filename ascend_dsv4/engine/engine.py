@@ -191,6 +191,8 @@ class Engine:
             self.runner.prefetch(self.scheduler.chunk(request, request.num_computed, end))
 
     def _forget(self, request: Request) -> None:
+        """Give back what others hold for a request that has ended."""
+        self.runner.drop_prefetch(request.request_id, request.num_computed)
         if self._speculation is not None:
             self._speculation.forget(request)
 

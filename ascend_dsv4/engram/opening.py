@@ -48,7 +48,8 @@ def open_store(
             "config.json."
         )
     tables, row_format = _open_tables(config, engine, checkpoint)
-    return EngramStore(tables, hashing, token_map), row_format
+    # A request has rows on their way for the step that runs, until they are taken, and for the one after it.
+    return EngramStore(tables, hashing, token_map, max_pending=2 * engine.max_num_seqs), row_format
 
 
 def planned_format(config: ModelConfig, engine: EngineConfig) -> RowFormat:

@@ -149,6 +149,11 @@ class ModelRunner:
         if self.memory is not None:
             self.memory.prefetch((request.request_id, request.start), self._row_ids(self.memory, request))
 
+    def drop_prefetch(self, request_id: int, start: int) -> None:
+        """Forget what was fetched for a step that would have begun at this position."""
+        if self.memory is not None:
+            self.memory.drop((request_id, start))
+
     def _draft_caches(self) -> dict[str, Tensor]:
         """New cache tensors for the draft stages."""
         caches = draft_caches(self.config, self.engine)

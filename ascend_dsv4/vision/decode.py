@@ -56,6 +56,11 @@ def open_image(image: ImageInput, limits: ImageLimits = DEFAULT_LIMITS) -> Image
     """The image behind any of them. raises RequestError as `decode_image`, and for a file that cannot be read."""
     if isinstance(image, Image.Image):
         return image
+    if not isinstance(image, bytes | str | Path):
+        raise RequestError(
+            f"image of type {type(image).__name__}: expected bytes, a path or an open PIL image, because nothing else holds an "
+            "image file. Send one of them."
+        )
     if isinstance(image, str | Path):
         try:
             with open(image, "rb") as file:

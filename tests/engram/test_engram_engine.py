@@ -107,3 +107,26 @@ def test_a_damaged_block_fails_the_step_and_not_the_engine(
         assert damaged.generate([5, 6], GREEDY)[0].token_ids == expected
     except CheckpointError as error:  # its own rows may lie in the damaged block
         assert path.name in str(error)
+
+
+def test_nothing_stays_pending(llm: LLM, prompt: list[int]) -> None:
+    """What was fetched ahead for a request that ends before its next step is forgotten."""
+    memory = llm.runner.memory
+    assert memory is not None
+    for chunk_size in (20, None):  # in the middle of the prompt; behind the first token
+        request = llm.engine.submit(prompt[: 90 if chunk_size else 20], GREEDY, chunk_size=chunk_size)
+        llm.engine.step()
+        assert len(memory._pending) == 1
+        llm.engine.finish(request)
+        assert not memory._pending
+    llm.generate([prompt, prompt[:5]], GREEDY)
+    assert not memory._pending
+
+
+def test_every_sequence_finds_its_rows(golden_v41: Path) -> None:
+    """As many decodes in a step as options allow, more than a store keeps of itself."""
+    llm = LLM(golden_v41 / "fp8_fp4", max_num_seqs=70, max_model_len=256, max_total_tokens=1 << 15, progress=False)
+    llm.generate([[5 + i] for i in range(70)], SamplingParams(max_tokens=2, temperature=0, ignore_eos=True))
+    assert llm.runner.memory is not None
+    metrics = llm.runner.memory.metrics
+    assert (metrics.taken_ready + metrics.taken_late, metrics.taken_unasked) == (140, 140)

@@ -96,6 +96,11 @@ def test_what_is_refused(setting: Setting, golden_v4: Path) -> None:
         llm.generate([5, token, 6])
     with pytest.raises(RequestError, match="no such file|cannot be read"):
         llm.logits([token], images=["missing.png"])
+    for one in (setting.images[0], b"bytes", "path.png", Path("path.png")):
+        with pytest.raises(RequestError, match="images: got one of type .* expected a list"):
+            llm.generate([[token]], GREEDY, images=[one])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="image of type int: expected bytes, a path or"):
+        llm.logits([token], images=[3])  # type: ignore[list-item]
     with pytest.raises(UnsupportedError, match="no vision tower"):
         LLM(golden_v4 / "fp8_fp4", max_model_len=512, progress=False).logits([5], images=setting.images)
     assert not llm.engine.has_work
