@@ -302,8 +302,8 @@ class LLM:
         token_ids = self._encode(prompt)
         if isinstance(images, Image | bytes | str | Path):
             raise RequestError(
-                f"images: got one of type {type(images).__name__} for a prompt, expected a list of images, because a prompt may "
-                "have several. Put it into a list."
+                f"images: got one of type {type(images).__name__} for a prompt, expected a list of images, because a prompt "
+                "may have several. Put it into a list."
             )
         if not images:
             return token_ids, ()
