@@ -129,7 +129,7 @@ class DialogFormat:
         thinks = switch.get("type") != "disabled" if isinstance(switch, dict) else default_thinking
         if effort is None and not thinks:
             return body  # any word would turn thinking on
-        mapped = effort_for_release(effort or self._default_effort, preview_rules=self._preview_rules)
+        mapped = effort_for_release(self._default_effort if effort is None else effort, preview_rules=self._preview_rules)
         return {**body, outer[0]: {**(holder or {}), last: mapped}} if outer else {**body, last: mapped}
 
 

@@ -401,7 +401,15 @@ class Probe:
         self._url = url
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._ask)
+        self._started = 0.0
         self.longest = 0.0
+        self.seconds = 0.0
+        """How long it all took."""
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether somebody waited for much of the time that the huge request took; a busy machine makes both longer."""
+        return self.longest > max(STALL_SECONDS, self.seconds / 3)
 
     def _ask(self) -> None:
         with httpx.Client(base_url=self._url, timeout=120) as client:
@@ -411,10 +419,12 @@ class Probe:
                 self.longest = max(self.longest, time.monotonic() - start)
 
     def __enter__(self) -> Probe:
+        self._started = time.monotonic()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.seconds = time.monotonic() - self._started
         self._has_ended.set()
         self._thread.join()
 
@@ -435,7 +445,7 @@ def test_a_prompt_of_ten_megabytes(live: LiveServer, post: Post, path: str) -> N
     """It is refused before it is cut into millions of tokens, and keeps nobody waiting."""
     with Probe(live.url) as probe:
         assert "max_model_len" in refused(path, post(path, huge(path, "a bc " * 2_000_000), seconds=SECONDS))
-    assert probe.longest < STALL_SECONDS
+    assert not probe.has_stalled
 
 
 @pytest.mark.slow
@@ -444,7 +454,7 @@ def test_tokens_of_ten_megabytes(live: LiveServer, post: Post) -> None:
     with Probe(live.url) as probe:
         answer = post("/tokenize", huge("/tokenize", "a bc " * 2_000_000), seconds=90)
         assert answer.status_code == 200 and answer.json()["count"] > 2_000_000
-    assert probe.longest < STALL_SECONDS
+    assert not probe.has_stalled
 
 
 @pytest.mark.parametrize("path, name, element", [
@@ -458,7 +468,7 @@ def test_tokens_of_ten_megabytes(live: LiveServer, post: Post) -> None:
 def test_a_hundred_thousand_elements(live: LiveServer, post: Post, path: str, name: str, element: Any) -> None:
     with Probe(live.url) as probe:
         refused(path, post(path, {**tiny(path), name: [element] * 100_000}))
-    assert probe.longest < STALL_SECONDS
+    assert not probe.has_stalled
 
 
 @pytest.mark.parametrize("path", [CHAT, pytest.param(MESSAGES, marks=pytest.mark.slow), RESPONSES])
@@ -471,7 +481,7 @@ def test_a_hundred_thousand_tools(live: LiveServer, post: Post, path: str) -> No
 
     with Probe(live.url) as probe:
         refused(path, post(path, {**tiny(path), "tools": [tool(i) for i in range(100_000)]}, seconds=30))
-    assert probe.longest < STALL_SECONDS
+    assert not probe.has_stalled
 
 
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
