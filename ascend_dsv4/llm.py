@@ -20,7 +20,7 @@ from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine, Output
 from ascend_dsv4.engine.request import FinishReason, Logprobs, Request
 from ascend_dsv4.engine.sampling_params import SamplingParams
-from ascend_dsv4.engram.opening import open_store, planned_format
+from ascend_dsv4.engram.opening import open_store, planned_format, resident_table_bytes
 from ascend_dsv4.engram.rows import FORMATS, RowFormat
 from ascend_dsv4.errors import CapacityError, RequestError, UnsupportedError
 from ascend_dsv4.graph.ir import Graph
@@ -111,9 +111,7 @@ class LLM:
         self.tokenizer = Tokenizer.from_folder(Path(model)) if (Path(model) / "tokenizer.json").exists() else None
         checkpoint = Checkpoint.open(Path(model))
         checkpoint.validate(inventory(self.config), optional_aliases(self.config))
-        memory, row_format = None, FORMATS[0]
-        if self.config.engram is not None:
-            memory, row_format = open_store(self.config, self.engine_config, checkpoint, Path(model))
+        row_format = planned_format(self.config, self.engine_config)
         self._forward = forward_config(self.config, self.engine_config, row_format)
         plan = plan_caches(self.config, self.engine_config)
         params = self._resident(checkpoint, model_weights(self.config, self.engine_config.weights))
@@ -122,6 +120,7 @@ class LLM:
         if self.engine_config.speculative in STAGED:
             self._stages.check(self.engine_config.speculative)
         self._check_memory(params, plan)
+        memory = open_store(self.config, self.engine_config, checkpoint, Path(model)) if self.config.engram else None
         self.graphs = trace_model(self.config, self._forward, params, plan)
         with _progress_bar(self._loader.stored_bytes(params), show=progress) as advance:
             loaded = self._loader.load(params, advance)
@@ -264,11 +263,13 @@ class LLM:
         if self.engine_config.speculative in STAGED:
             weight_bytes, draft_bytes = self._stages.num_bytes(params, plan.num_blocks)
             cache_bytes += draft_bytes
-        if total and weight_bytes + cache_bytes > total:
+        table_bytes = resident_table_bytes(self.config, self.engine_config)
+        if total and weight_bytes + cache_bytes + table_bytes > total:
+            tables = f", {table_bytes:,} B of n-gram tables" if table_bytes else ""
             raise CapacityError(
-                f"{weight_bytes:,} B of weights and {cache_bytes:,} B of caches do not fit into {total:,} B of memory. "
-                "Lower max_model_len, max_num_seqs or max_total_tokens, or use a smaller cache format; "
-                "`ascend-dsv4 check --model` prints where the memory goes."
+                f"{weight_bytes:,} B of weights{tables} and {cache_bytes:,} B of caches do not fit into {total:,} B of memory. "
+                "Lower max_model_len, max_num_seqs or max_total_tokens, use a smaller cache format, or leave tables in their "
+                "files (engram_tier); `ascend-dsv4 check --model` prints where the memory goes."
             )
 
     def _drafter(self) -> Drafter | None:

@@ -77,6 +77,24 @@ def test_tables_in_files(
     assert len(llm.generate([prompt], GREEDY)[0].token_ids) == 4
 
 
+def test_tables_that_processes_share(
+    golden_v41: Path, tables: Callable[[RowFormat], Path], prompt: list[int], expected: np.ndarray
+) -> None:
+    """The second model reads the copy that the first has made; with the first it is gone."""
+    options: dict[str, Any] = {"engram_tier": "shared", "engram_tables": str(tables("fp8")), "progress": False}
+    before = set(Path("/dev/shm").iterdir())
+    first, second = LLM(golden_v41 / "fp8_fp4", **options), LLM(golden_v41 / "fp8_fp4", **options)
+    made = set(Path("/dev/shm").iterdir()) - before
+    assert len([path for path in made if path.name.startswith("ascend-dsv4-")]) == 2  # a table each for two layers
+    for llm in (first, second):
+        assert np.array_equal(llm.logits(prompt, chunk_size=5), expected)
+        assert llm.runner.memory is not None
+    assert first.runner.memory is not None and second.runner.memory is not None
+    first.runner.memory.close()
+    assert not made & set(Path("/dev/shm").iterdir())
+    second.runner.memory.close()
+
+
 def test_int8_tables_are_near(golden_v41: Path, tables: Callable[[RowFormat], Path], prompt: list[int]) -> None:
     """What the tables add to the streams is within 1 %; logits follow, barring rows where an expert or an entry changes."""
     options: dict[str, Any] = {"cache_rounding": "off", "progress": False}

@@ -254,7 +254,7 @@ def tables(config: ModelConfig, engine: EngineConfig) -> dict[str, Any] | None:
 
     raises   ConfigError for a folder of table files that has none, or of several formats
     """
-    from ascend_dsv4.engram.opening import planned_format
+    from ascend_dsv4.engram.opening import planned_format, resident_table_bytes
     from ascend_dsv4.engram.rows import row_bytes
 
     if config.engram is None:
@@ -262,7 +262,6 @@ def tables(config: ModelConfig, engine: EngineConfig) -> dict[str, Any] | None:
     form = planned_format(config, engine)
     size = row_bytes(form, config.engram.head_dim)
     rows = config.engram.num_embeddings
-    resident = {"host": sum(rows), "disk": sum(min(count, engine.engram_cache_rows) for count in rows)}
     return {
         "tier": engine.engram_tier,
         "folder": engine.engram_tables,
@@ -272,7 +271,7 @@ def tables(config: ModelConfig, engine: EngineConfig) -> dict[str, Any] | None:
         "layers": {layer: {"rows": count, "bytes": count * size}
                    for layer, count in zip(config.engram.layer_ids, rows, strict=True)},
         "num_bytes": sum(rows) * size,
-        "resident_bytes": resident.get(engine.engram_tier, 0) * size,
+        "resident_bytes": resident_table_bytes(config, engine),
     }  # fmt: skip
 
 

@@ -67,9 +67,10 @@ class EngineConfig(Options):
     )
     window_block_size: int = integer(32, 1, 1 << 16, "rows per block of the sliding-window cache")
     batch_bucket: int = integer(1, 1, 1 << 16, "the rows of a step are padded up to a multiple of this")
-    engram_tier: Literal["checkpoint", "host", "mmap", "disk"] = choice(
+    engram_tier: Literal["checkpoint", "host", "shared", "mmap", "disk"] = choice(
         "checkpoint",
-        "where n-gram tables are read: in the checkpoint as it lies, in memory, or in table files, mapped or by a row cache",
+        "where n-gram tables are read: in the checkpoint as it lies, in memory, in memory that the processes of a host share, "
+        "or in table files, mapped or through a row cache",
     )
     engram_tables: str | None = string(
         None, "folder of table files that `convert` wrote", "a folder", legal=path_text, unset="the tables of the checkpoint"

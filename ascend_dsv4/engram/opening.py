@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import os
 from pathlib import Path
 from typing import Final
 
@@ -11,20 +12,18 @@ from ascend_dsv4.config.engine_config import EngineConfig
 from ascend_dsv4.config.model_config import ModelConfig
 from ascend_dsv4.engram.convert import table_file_name
 from ascend_dsv4.engram.hashing import EngramHash, compressed_token_map
-from ascend_dsv4.engram.rows import FORMATS, RowFormat
+from ascend_dsv4.engram.rows import FORMATS, RowFormat, row_bytes
 from ascend_dsv4.engram.store import EngramStore
 from ascend_dsv4.engram.tiers import CheckpointTable, EngramTier, HostTable, MappedFile, PreadFile
-from ascend_dsv4.errors import ConfigError
+from ascend_dsv4.errors import CheckpointError, ConfigError
 from ascend_dsv4.model.checkpoint import Checkpoint
 
 SEED: Final = 0
 """Of the multipliers. The release has no key for it."""
 
 
-def open_store(
-    config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, folder: Path
-) -> tuple[EngramStore, RowFormat]:
-    """The store of a model, and the format of its rows.
+def open_store(config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint, folder: Path) -> EngramStore:
+    """The store of a model.
 
     raises  ConfigError for a missing tokenizer.json or table files, or if the tokenizer does not fit the tables;
             CheckpointError for damaged tables or tables of another size
@@ -47,9 +46,9 @@ def open_store(
             f"from engram_vocab_size={engram.vocab_size} on, because every prime is one hash column. Use the released "
             "config.json."
         )
-    tables, row_format = _open_tables(config, engine, checkpoint)
+    tables = _open_tables(config, engine, checkpoint)
     # A request has rows on their way for the step that runs, until they are taken, and for the one after it.
-    return EngramStore(tables, hashing, token_map, max_pending=2 * engine.max_num_seqs), row_format
+    return EngramStore(tables, hashing, token_map, max_pending=2 * engine.max_num_seqs)
 
 
 def planned_format(config: ModelConfig, engine: EngineConfig) -> RowFormat:
@@ -62,7 +61,16 @@ def planned_format(config: ModelConfig, engine: EngineConfig) -> RowFormat:
     return _format_of(Path(engine.engram_tables), config.engram.layer_ids[0])
 
 
-def _open_tables(config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint) -> tuple[list[EngramTier], RowFormat]:
+def resident_table_bytes(config: ModelConfig, engine: EngineConfig) -> int:
+    """Memory that the tables take where the options want them; files that are mapped take none of their own."""
+    if config.engram is None:
+        return 0
+    rows = config.engram.num_embeddings
+    held = {"host": sum(rows), "shared": sum(rows), "disk": sum(min(count, engine.engram_cache_rows) for count in rows)}
+    return held.get(engine.engram_tier, 0) * row_bytes(planned_format(config, engine), config.engram.head_dim)
+
+
+def _open_tables(config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoint) -> list[EngramTier]:
     assert config.engram is not None
     layers = config.engram.layer_ids
     if engine.engram_tables is None:
@@ -72,23 +80,35 @@ def _open_tables(config: ModelConfig, engine: EngineConfig, checkpoint: Checkpoi
                 "read row by row. Write them with `ascend-dsv4 convert`, or choose engram_tier checkpoint or host."
             )
         stored = [CheckpointTable(checkpoint, layer) for layer in layers]
-        return [_placed(table, engine) for table in stored], stored[0].format
+        return [_placed(table, engine) for table in stored]
     folder = Path(engine.engram_tables)
     row_format = _format_of(folder, layers[0])
     paths = [folder / table_file_name(layer, row_format) for layer in layers]
     if engine.engram_tier == "disk":
-        return [PreadFile(path, cache_rows=engine.engram_cache_rows) for path in paths], row_format
-    return [_placed(MappedFile(path), engine) for path in paths], row_format
+        return [PreadFile(path, cache_rows=engine.engram_cache_rows) for path in paths]
+    return [_placed(MappedFile(path), engine) for path in paths]
 
 
 def _placed(table: EngramTier, engine: EngineConfig) -> EngramTier:
     """The table itself, or a copy of it in memory."""
-    if engine.engram_tier != "host":
+    if engine.engram_tier == "host":
+        resident = HostTable.copy_of(table)
+    elif engine.engram_tier == "shared":
+        resident = _shared(table)
+    else:
         return table
-    copy: Callable[[EngramTier], EngramTier] = HostTable.copy_of
-    resident = copy(table)
     table.close()
     return resident
+
+
+def _shared(table: EngramTier) -> HostTable:
+    """The copy that another process of this host has made of the table, else one made here for others to use."""
+    what = f"{Path(table.name).resolve()} {table.num_rows} {table.format} {table.head_dim} {os.getuid()}"
+    name = f"ascend-dsv4-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
+    try:
+        return HostTable.share(table, name)
+    except CheckpointError:  # it exists
+        return HostTable.attach(name, table.num_rows, table.format, table.head_dim)
 
 
 def _format_of(folder: Path, layer: int) -> RowFormat:
