@@ -113,10 +113,8 @@ def test_v3_is_v32_without_an_indexer() -> None:
 
 
 @pytest.mark.parametrize("folder", ["bf16", "fp8_fp4"])
-def test_v41_goldens(folder: str, golden_v41: Path) -> None:
-    if not (golden_v41 / folder).is_dir():
-        pytest.skip("only part of the goldens is here")
-    config = ModelConfig.from_file(golden_v41 / folder)
+def test_v41_goldens(folder: str, full_golden_v41: Path) -> None:
+    config = ModelConfig.from_file(full_golden_v41 / folder)
     assert config.is_quantized == (folder == "fp8_fp4")
     assert config.layer_types == ("sliding",) * 2 + ("full", "reuse") * 2 + ("reindex", "reuse")
 

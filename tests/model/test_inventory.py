@@ -442,28 +442,24 @@ def test_v32_parameters() -> None:
 
 
 @pytest.mark.parametrize("folder", ["bf16", "fp8_fp4"])
-def test_v41_goldens(folder: str, golden_v41: Path) -> None:
-    if not (golden_v41 / folder).is_dir():
-        pytest.skip("only part of the goldens is here")
-    config = ModelConfig.from_file(golden_v41 / folder)
-    assert by_name(config) == headers(golden_v41 / folder)
-    checkpoint = Checkpoint.open(golden_v41 / folder)
+def test_v41_goldens(folder: str, full_golden_v41: Path) -> None:
+    config = ModelConfig.from_file(full_golden_v41 / folder)
+    assert by_name(config) == headers(full_golden_v41 / folder)
+    checkpoint = Checkpoint.open(full_golden_v41 / folder)
     checkpoint.validate(inventory(config), optional_aliases(config))
     assert checkpoint.has_draft
 
 
 @pytest.mark.parametrize("folder", ["bf16", "fp8"])
-def test_v32_goldens(folder: str, golden_v32: Path) -> None:
-    if not (golden_v32 / folder).is_dir():
-        pytest.skip("only part of the goldens is here")
-    config = ModelConfig.from_file(golden_v32 / folder)
-    stored = headers(golden_v32 / folder)
+def test_v32_goldens(folder: str, full_golden_v32: Path) -> None:
+    config = ModelConfig.from_file(full_golden_v32 / folder)
+    stored = headers(full_golden_v32 / folder)
     for alias, name in optional_aliases(config).items():
         assert stored.pop(alias) == stored[name]
     for spec in inventory(config):
         dtype, shape = stored.pop(spec.name)
         assert dtype in (spec.dtype, *spec.also) and shape == spec.shape, spec.name
     assert not stored
-    checkpoint = Checkpoint.open(golden_v32 / folder)
+    checkpoint = Checkpoint.open(full_golden_v32 / folder)
     checkpoint.validate(inventory(config), optional_aliases(config))
     assert checkpoint.has_draft
