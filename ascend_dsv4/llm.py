@@ -250,7 +250,9 @@ class LLM:
         """
         self._stages.check(method)
         self._check_idle("draft")
-        return self._stages.draft(self.runner, self._forward, self.engine.check_prompt(token_ids))
+        prompt_ids = self.engine.check_prompt(token_ids)
+        self.engine.check_images(prompt_ids, ())
+        return self._stages.draft(self.runner, self._forward, prompt_ids)
 
     def _resident(self, checkpoint: Checkpoint, params: ModelWeights) -> ModelWeights:
         """What is kept in memory: for "released", whatever the files hold."""

@@ -95,7 +95,7 @@ class Engine:
         Raises RequestError for an empty or too long prompt, an id outside the vocabulary, or a bad chunk_size.
         """
         prompt_ids = self.check_prompt(prompt_ids)
-        self._check_images(prompt_ids, images)
+        self.check_images(prompt_ids, images)
         if chunk_size is not None and chunk_size < 1:
             raise RequestError(f"chunk_size={chunk_size}: expected at least 1, or None for the scheduler's choice")
         room = self.runner.plan.max_model_len - len(prompt_ids)
@@ -217,8 +217,8 @@ class Engine:
         """The ids of a prompt. Raises RequestError if the model cannot process them."""
         return check_prompt(prompt, self.config, self.runner.plan.max_model_len)
 
-    def _check_images(self, prompt_ids: tuple[int, ...], images: tuple[PlacedRows, ...]) -> None:
-        """Every image token has a row to stand for it, and nothing else has."""
+    def check_images(self, prompt_ids: tuple[int, ...], images: tuple[PlacedRows, ...]) -> None:
+        """Raises RequestError unless every image token has a row to stand for it, and nothing else has."""
         token, covered = self.config.image_token_id, set[int]()
         for image in images:
             covered.update(range(image.start, image.end))

@@ -94,6 +94,8 @@ def test_what_is_refused(setting: Setting, golden_v4: Path) -> None:
         llm.logits(setting.prompt, images=[*setting.images, setting.images[0]])
     with pytest.raises(RequestError, match=f"image token {token} at position 1"):
         llm.generate([5, token, 6])
+    with pytest.raises(RequestError, match=f"image token {token} at position 1"):
+        llm.draft([5, token, 6], "dspark")
     with pytest.raises(RequestError, match="no such file|cannot be read"):
         llm.logits([token], images=["missing.png"])
     for one in (setting.images[0], b"bytes", "path.png", Path("path.png")):
