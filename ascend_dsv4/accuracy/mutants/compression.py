@@ -34,6 +34,12 @@ def used_lengths_missing(
     compress_kv(cache, state, kv, gate, ape, norm, cos, sin, counted, req_idx, *rest, **attrs)
 
 
+def _write_state(*tensors: Any, **attrs: Any) -> None:
+    """The state as it should be after the call, and no entry."""
+    *rest, slots = tensors
+    compress_kv(*rest, torch.full_like(slots, -1), **attrs)
+
+
 def overlap_dropped_at_chunk_edge(cache: Tensor, state: Tensor, kv: Tensor, *rest: Any, **attrs: Any) -> None:
     """Tokens of earlier steps do not take part as the older half of an entry's window."""
     head_dim = cache.shape[-1]
@@ -41,13 +47,13 @@ def overlap_dropped_at_chunk_edge(cache: Tensor, state: Tensor, kv: Tensor, *res
     if kv.shape[1] > head_dim:
         forgotten[:, :, 0, :head_dim], forgotten[:, :, 1, :head_dim] = 0, -1e30
     compress_kv(cache, forgotten, kv, *rest, **attrs)
-    compress_kv(torch.empty_like(cache), state, kv, *rest, **attrs)
+    _write_state(cache, state, kv, *rest, **attrs)
 
 
 def state_ignored(cache: Tensor, state: Tensor, *rest: Any, **attrs: Any) -> None:
     """Tokens of earlier steps count as zeros."""
     compress_kv(cache, torch.zeros_like(state), *rest, **attrs)
-    compress_kv(torch.empty_like(cache), state, *rest, **attrs)
+    _write_state(cache, state, *rest, **attrs)
 
 
 def state_written_first(
@@ -109,7 +115,7 @@ def roles_exchanged(cache: Tensor, state: Tensor, kv: Tensor, gate: Tensor, ape:
     turn = cache.shape[-1] if kv.shape[1] > cache.shape[-1] else 0
     turned = state.roll(turn, -1)
     compress_kv(cache, turned, kv.roll(turn, -1), gate.roll(turn, -1), ape.roll(turn, -1), *rest, **attrs)
-    compress_kv(torch.empty_like(cache), state, kv, gate, ape, *rest, **attrs)
+    _write_state(cache, state, kv, gate, ape, *rest, **attrs)
 
 
 def one_state_for_all(*tensors: Any, **attrs: Any) -> None:

@@ -134,9 +134,10 @@ def penalty_helps_negative_logits(
     logits: Tensor, rows: Tensor, ids: Tensor, repetition: Tensor, bias: Tensor, allowed: Tensor
 ) -> Tensor:
     """Every logit is divided by the penalty, which raises a negative one."""
-    kept = rows >= 0
-    at = logits[rows.clamp(min=0).long(), ids.clamp(0, logits.shape[1] - 1).long()]
-    return adjust_logits(logits, rows, ids, torch.where(kept & (at <= 0), 1 / repetition, repetition), bias, allowed)
+    kept, inverse = rows >= 0, repetition.clone()
+    is_negative = logits[rows[kept].long(), ids[kept].long()] <= 0
+    inverse[kept] = torch.where(is_negative, 1 / repetition[kept], repetition[kept])
+    return adjust_logits(logits, rows, ids, inverse, bias, allowed)
 
 
 def mask_big_endian(

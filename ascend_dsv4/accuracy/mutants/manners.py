@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Right numbers, wrong manners: results that change from call to call, arguments overwritten, dtypes not as promised."""
+"""Right numbers, wrong manners: bits that change from call to call, arguments overwritten, outputs not as promised."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from ascend_dsv4.ops.linear.reference import decode_weight, linear
 from ascend_dsv4.ops.moe_combine.reference import moe_combine
 from ascend_dsv4.ops.moe_dispatch.reference import moe_dispatch
+from ascend_dsv4.ops.place_rows.reference import place_rows
 from ascend_dsv4.ops.rms_norm.reference import rms_norm
 from ascend_dsv4.ops.swiglu.reference import swiglu
 
@@ -39,6 +40,16 @@ def input_normed_in_place(x: Tensor, weight: Tensor | None, *, eps: float) -> Te
 def result_left_in_float32(gate: Tensor, up: Tensor, *, limit: float) -> Tensor:
     """The result is not rounded to the dtype of its input."""
     return swiglu(gate.float(), up.float(), limit=limit)
+
+
+def inverse_root_returned(x: Tensor, weight: Tensor | None, *, eps: float) -> tuple[Tensor, Tensor]:
+    """A second output comes back beside the promised one."""
+    return rms_norm(x, weight, eps=eps), torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+
+
+def streams_not_copied(streams: Tensor, rows: Tensor, at: Tensor) -> Tensor:
+    """Without rows to place the streams themselves come back, and whoever writes the result writes them."""
+    return place_rows(streams, rows, at) if bool((at >= 0).any()) else streams
 
 
 class _Workspace:
@@ -72,6 +83,8 @@ def sum_kept_from_the_call_before(rows: Tensor, row_of: Tensor) -> Tensor:
 MUTANTS = {
     "linear/sum-order-changes": sum_order_changes,
     "rms_norm/input-overwritten": input_normed_in_place,
+    "rms_norm/second-output": inverse_root_returned,
+    "place_rows/streams-not-copied": streams_not_copied,
     "swiglu/result-in-float32": result_left_in_float32,
     "moe_dispatch/counts-not-cleared": counts_not_cleared,
     "moe_combine/buffer-not-cleared": sum_kept_from_the_call_before,
