@@ -1,22 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """`compare selftest`: does the comparison find bugs? Mutants of the operators must fail, the operators themselves must not.
 
-Each mutant runs through the ordinary cases of its operator, at the default seed and by the operator's own tolerances, exactly as
-`compare ops` would run it: typical cases first, until one shows more than MUTANT_ABOVE. The unchanged reference runs through all
-of them, and its largest metric must stay below ORIGINAL_BELOW of its limit, so that no verdict hangs by a thread. Beside the
-mutants stand comparisons that must be refused (`vacuity`). Every check of the comparison can be left out, and then some mutant
-or probe gets through: WITNESSES names one for each.
+Each mutant runs through the ordinary cases of its operator, at the default seed and by the operator's own tolerances, as
+`compare ops` runs them: typical cases first, until one shows more than MUTANT_ABOVE. The unchanged reference runs through all,
+and its largest metric must stay below ORIGINAL_BELOW of its limit, so that no verdict hangs by a thread. Beside the mutants
+stand comparisons that must be refused (`vacuity`). Every check of the comparison can be left out, and then some mutant or probe
+gets through: WITNESSES names one for each.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ascend_dsv4.accuracy.calls import load_cases
 from ascend_dsv4.accuracy.environment import environment
@@ -36,16 +39,18 @@ ORIGINAL_BELOW = 0.5
 """Largest metric over its limit of an unchanged operator."""
 MUTANT_ABOVE = 2.0
 """Least metric over its limit that counts as caught."""
+VACUITY = "vacuity"
+"""What stands in the place of an operator in the names of probes."""
 SWITCHES = (*CHECKS, *CALL_CHECKS)
 """Checks that `without` may name."""
 WITNESSES: Mapping[str, str] = {
-    "misfit": "vacuity/one-row-for-all",
+    "misfit": "vacuity/codes-for-numbers",
     "empty": "vacuity/no-elements",
     "same-memory": "vacuity/two-names-for-one-tensor",
     "limit": "vacuity/infinite-tolerance",
     "constant": "vacuity/all-zero",
     "nonfinite": "sparse_attention/padding-is-nan",
-    "elements": "hc_post/mix-transposed-in-one-row",
+    "elements": "moe_dispatch/counts-exclusive",
     "angle": "hc_collapse/six-bits-in-bfloat16",
     "names": "rms_norm/second-output",
     "types": "swiglu/result-in-float32",
@@ -64,15 +69,17 @@ Judge = Callable[[Function], list[OutputResult]]
 def selftest(
     mutants: Path | Mapping[str, Mutant] | None = None,
     *,
+    names: Sequence[str] = ("*",),
     without: Collection[str] = (),
     command: str = "",
     progress: Callable[[str], None] = lambda op: None,
 ) -> Report:
     """Try mutants: those given, those of a file, or all of the package and the probes.
 
+    names     patterns of the mutants and probes to try
     without   checks that are left out: the self-test must then fail
     progress  is told each operator before it begins
-    raises    ConfigError for an unknown check, or a file that cannot be used
+    raises    ConfigError for an unknown check, for patterns that match nothing, or a file that cannot be used
     """
     unknown = sorted(set(without) - set(SWITCHES))
     if unknown:
@@ -81,19 +88,23 @@ def selftest(
             "only checks of the comparison can be switched off."
         )
     started = time.perf_counter()
-    probes = PROBES if mutants is None else ()
-    chosen = built_in() if mutants is None else load_mutants(mutants) if isinstance(mutants, Path) else mutants
-    by_op: dict[str, list[Mutant]] = defaultdict(list)
-    for mutant in chosen.values():
-        by_op[mutant.op].append(mutant)
+    given = built_in() if mutants is None else load_mutants(mutants) if isinstance(mutants, Path) else mutants
+    chosen = [mutant for mutant in given.values() if _is_named(mutant.name, names)]
+    probes = [probe for probe in PROBES if mutants is None and _is_named(f"{VACUITY}/{probe.name}", names)]
+    if not chosen and not probes:
+        raise ConfigError(
+            f"{', '.join(names)}: matches none of {len(given)} mutants, expected one at least, because a self-test that tries "
+            "nothing says nothing. Give a pattern such as 'rope/*'."
+        )
     results: list[MutantResult] = []
     errors: list[CaseError] = []
-    for op, of_op in sorted(by_op.items()):
-        progress(op)
-        found, failed = try_mutants(op, of_op, without)
-        results += found
-        errors += failed
-    results += [try_probe(probe, without) for probe in probes]
+    with _one_thread():
+        for op in sorted({mutant.op for mutant in chosen}):
+            progress(op)
+            found, failed = try_mutants(op, [mutant for mutant in chosen if mutant.op == op], without)
+            results += found
+            errors += failed
+        results += [try_probe(probe, without) for probe in probes]
     return Report(
         title="self-test",
         command=command,
@@ -103,6 +114,21 @@ def selftest(
         errors=tuple(errors),
         seconds=time.perf_counter() - started,
     )
+
+
+def _is_named(name: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """The calls are too small to be worth a second thread, and threads that wait for each other cost more than the sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass
@@ -154,10 +180,15 @@ def _result(trial: _Trial, original: float) -> MutantResult:
 
 
 def try_probe(probe: Probe, without: Collection[str] = ()) -> MutantResult:
-    """A comparison that must be refused, and its sound sibling in the place of the original."""
-    (original, wrongly), (ratio, check) = probe.sound(without), probe.vacuous(without)
+    """A comparison that must be refused, and its sound sibling in the place of the original. To break off is not to refuse."""
+    original, wrongly = probe.sound(without)
+    where = ""
+    try:
+        ratio, check = probe.vacuous(without)
+    except _RUN_ERRORS as error:
+        ratio, check, where = 0.0, "", f"{type(error).__name__}: {error}"
     caught = original < ORIGINAL_BELOW and not wrongly and ratio > MUTANT_ABOVE and bool(check)
-    return MutantResult(f"vacuity/{probe.name}", "comparison", probe.what, original, ratio, "", check, caught)
+    return MutantResult(f"{VACUITY}/{probe.name}", "comparison", probe.what, original, ratio, where, check, caught)
 
 
 def _original(op: str) -> Function:

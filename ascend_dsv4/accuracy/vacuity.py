@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Comparisons that must be refused, each beside one like it that must not be: a tool that says "clean" of anything finds nothing."""
+"""Comparisons that must be refused, each beside one of its kind that must not be: what calls anything clean finds nothing."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ PROBES = (
         arrays(NEAR, VALUES), arrays(ZEROS * np.nan, ZEROS * np.nan),
     ),
     Probe(
-        "zeros-for-small-numbers", "Zeros in place of numbers below the absolute tolerance: each is close enough, all are wrong.",
+        "zeros-for-small-numbers", "Zeros for numbers below the absolute tolerance: each is close enough, all are wrong.",
         arrays(NEAR * np.float32(1e-4), VALUES * np.float32(1e-4)), arrays(ZEROS, VALUES * np.float32(1e-4)),
     ),
     Probe(
@@ -116,6 +116,11 @@ PROBES = (
     Probe(
         "one-row-for-all", "A candidate of one row, which would be repeated to fit the golden.",
         arrays(np.stack([NEAR] * 3), np.stack([VALUES] * 3)), arrays(NEAR[None], np.stack([VALUES] * 3)),
+    ),
+    Probe(
+        "codes-for-numbers", "A candidate of integers, equal to its golden of floats by value: codes that nothing has decoded.",
+        arrays(np.arange(64, dtype=np.float32), np.arange(64, dtype=np.float32)),
+        arrays(np.arange(64, dtype=np.int32), np.arange(64, dtype=np.float32)),
     ),
     Probe(
         "any-choice-would-do", "Chosen entries whose scores are all equal.",

@@ -2,15 +2,14 @@
 """Plausible bugs, to see that a comparison finds them.
 
 A mutant is a function with an operator's signature, tensors in contract order and attributes by name, that computes something
-wrong. Most call the reference with changed arguments or change what it returns, so that what is wrong can be read off. Each file
-has MUTANTS, operator/name → function, whose docstring says what is wrong; files of users have the same form (`loading`).
+wrong. Most call the reference with changed arguments or change what it returns, so that the mistake can be read off. Each file
+has MUTANTS, operator/bug → function, whose docstring says what is wrong; files of users have the same form (`loading`).
 
-What no operator can show is left out:
-- a small part of an order that the contract leaves open, such as the order in which rows of one expert are added;
-- eps of 1e-6 left out of weights of streams, or one Sinkhorn step less of twenty: smaller than any tolerance that float32 meets;
-- a negative zero, and which NaN;
-- a Hadamard transform in another order of keys and queries alike, where nothing is rounded: scores do not change;
-- a sink, window or scale that is wrong in the configuration: the operator does as it is told; comparing models finds it.
+Left out is what no operator's outputs show:
+- the same terms in another order: sums, a softmax with or without its maximum, routing weights before or after a product;
+- numbers below float32's own error: one Sinkhorn iteration of twenty, once the matrix is balanced, or eps beside a sigmoid;
+- what cancels: the two weights of the n-gram gate exchanged, or queries and keys transformed in one same wrong order;
+- a scale, window or ratio that is wrong before the operator gets it: it does as it is told, and `compare model` finds it.
 """
 
 from __future__ import annotations

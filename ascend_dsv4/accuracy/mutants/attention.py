@@ -34,7 +34,14 @@ def sink_of_head_0(
 
 
 def sink_as_key(
-    q: Tensor, win_kv: Tensor, cmp_kv: Tensor | None, entries: Tensor | None, sink: Tensor, *rest: Any, scale: float, **attrs: Any
+    q: Tensor,
+    win_kv: Tensor,
+    cmp_kv: Tensor | None,
+    entries: Tensor | None,
+    sink: Tensor,
+    *rest: Any,
+    scale: float,
+    **attrs: Any,
 ) -> Tensor:
     """The sink is scaled like a product of query and key."""
     return sparse_attention(q, win_kv, cmp_kv, entries, sink * scale, *rest, scale=scale, **attrs)
@@ -138,9 +145,7 @@ def scale_of_the_latent(q: Tensor, *rest: Any, value_dim: int, scale: float) -> 
     return mla_attention(q, *rest, value_dim=value_dim, scale=value_dim**-0.5)
 
 
-def own_row_unseen(
-    q: Tensor, mla_kv: Tensor, entries: Tensor | None, positions: Tensor, *rest: Any, **attrs: Any
-) -> Tensor:
+def own_row_unseen(q: Tensor, mla_kv: Tensor, entries: Tensor | None, positions: Tensor, *rest: Any, **attrs: Any) -> Tensor:
     """A query sees the rows before its own, not its own."""
     return mla_attention(q, mla_kv, entries, positions - 1, *rest, **attrs)
 

@@ -80,9 +80,7 @@ def state_written_first(
     )  # fmt: skip
 
 
-def ape_missing(
-    cache: Tensor, state: Tensor, kv: Tensor, gate: Tensor, ape: Tensor, *rest: Any, **attrs: Any
-) -> None:
+def ape_missing(cache: Tensor, state: Tensor, kv: Tensor, gate: Tensor, ape: Tensor, *rest: Any, **attrs: Any) -> None:
     """Gates do not depend on the place of a token in its window."""
     compress_kv(cache, state, kv, gate, torch.zeros_like(ape), *rest, **attrs)
 
@@ -179,9 +177,7 @@ def open_group_forgotten(state: Tensor, kv: Tensor, gate: Tensor, *rest: Any, **
     return pool_kv(torch.zeros_like(state), kv, gate, *rest, **attrs)
 
 
-def state_row_within_the_step(
-    state: Tensor, kv: Tensor, gate: Tensor, positions: Tensor, req_idx: Tensor, *rest: Any
-) -> None:
+def state_row_within_the_step(state: Tensor, kv: Tensor, gate: Tensor, positions: Tensor, req_idx: Tensor, *rest: Any) -> None:
     """Rows of the state are numbered from the first token of the step."""
     counted = torch.where(req_idx >= 0, positions - first_positions(positions, req_idx), positions)
     store_state(state, kv, gate, counted, req_idx, *rest)

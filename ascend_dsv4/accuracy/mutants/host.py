@@ -61,8 +61,8 @@ def host_cases() -> Iterator[HostCase]:
     for name, compressed, history in (
         ("text", tokens, start),
         ("images", images, start),
-        ("chunk", images[23:], images[20:23]),
-        ("one-token", images[23:24], images[20:23]),
+        ("chunk", images[30:], images[27:30]),
+        ("one-token", images[42:43], images[39:42]),
     ):
         yield HostCase(name, hash, compressed, history, specified_rows(hash, compressed, history))
 

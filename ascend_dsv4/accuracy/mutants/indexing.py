@@ -23,7 +23,14 @@ def first_positions(positions: Tensor, req_idx: Tensor) -> Tensor:
 
 
 def page_offset_in_int32(
-    q: Tensor, weights: Tensor, idx_kv: Tensor, positions: Tensor, req_idx: Tensor, block_table: Tensor, *rest: Any, **attrs: Any
+    q: Tensor,
+    weights: Tensor,
+    idx_kv: Tensor,
+    positions: Tensor,
+    req_idx: Tensor,
+    block_table: Tensor,
+    *rest: Any,
+    **attrs: Any,
 ) -> Chosen:
     """Byte offsets of index keys are int32 and wrap at 2 GiB."""
     return index_topk(q, weights, idx_kv, positions, req_idx, wrapped(block_table, idx_kv), *rest, **attrs)
@@ -94,7 +101,14 @@ def query_not_rounded(*tensors: Any, rounding: str, **attrs: Any) -> Chosen:
 
 
 def table_of_request_0(
-    q: Tensor, weights: Tensor, idx_kv: Tensor, positions: Tensor, req_idx: Tensor, block_table: Tensor, *rest: Any, **attrs: Any
+    q: Tensor,
+    weights: Tensor,
+    idx_kv: Tensor,
+    positions: Tensor,
+    req_idx: Tensor,
+    block_table: Tensor,
+    *rest: Any,
+    **attrs: Any,
 ) -> Chosen:
     """Every request reads its keys from the blocks of the first one."""
     shared = block_table[:1].expand_as(block_table)

@@ -40,19 +40,19 @@ def _imported(path: Path) -> Any:
     spec = importlib.util.spec_from_file_location(f"mutants_of_{path.stem}", path)
     if not path.is_file() or spec is None or spec.loader is None:
         raise ConfigError(
-            f"{path}: no Python file, expected one with {_FORM}, because mutants are Python functions. Check the path; its name "
-            "must end in .py."
+            f"{path}: no Python file, expected one with {_FORM}, because mutants are Python functions. Check the path, "
+            "which must end in .py."
         )
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except (
-        ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, AssertionError,
-        RuntimeError, OSError,
+        ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError,
+        AssertionError, OSError,
     ) as error:  # fmt: skip
         raise ConfigError(
-            f"{path}: cannot be imported: {type(error).__name__}: {error}; expected a file that Python can run, because mutants "
-            "are its functions. Run it with python to see where it fails."
+            f"{path}: cannot be imported: {type(error).__name__}: {error}; expected a file that Python can run, because "
+            "mutants are its functions. Run it with python to see where it fails."
         ) from error
     return module
 
@@ -62,14 +62,14 @@ def _checked(path: Path, name: str, value: Any) -> Mutant:
     known = (*OP_NAMES, *HOST_FUNCTIONS)
     if op not in known or not slash or not bug:
         raise ConfigError(
-            f"{path}: mutant {name!r}, expected operator/bug with an operator of {', '.join(known)}, because its cases are tried. "
-            "Correct the name."
+            f"{path}: mutant {name!r}, expected operator/bug with an operator of {', '.join(known)}, because its cases are "
+            "tried. Correct the name."
         )
     function, what = value if isinstance(value, tuple) and len(value) == 2 else (value, "")
     if not callable(function) or not isinstance(what, str):
         raise ConfigError(
-            f"{path}: mutant {name!r} is {value!r}, expected a function, or a function and a sentence, because it is called like "
-            "the operator. Give the function itself."
+            f"{path}: mutant {name!r} is {value!r}, expected a function, or a function and a sentence, because it is called "
+            "like the operator. Give the function itself."
         )
     tensors, attrs = signature(op)
     try:
@@ -77,8 +77,8 @@ def _checked(path: Path, name: str, value: Any) -> Mutant:
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"{path}: mutant {name!r} cannot be called: {error}; expected ({', '.join(tensors)}"
-            f"{', *, ' + ', '.join(attrs) if attrs else ''}), because {op} is called like that: tensors in this order, attributes "
-            "by name. Correct its parameters."
+            f"{', *, ' + ', '.join(attrs) if attrs else ''}), because {op} is called like that: tensors in this order, "
+            "attributes by name. Correct its parameters."
         ) from error
     return described(name, (function, what) if what else function)
 

@@ -41,7 +41,9 @@ def scale_of_the_row_above(x: Tensor, weight: Tensor, scale: Tensor | None, **at
 
 def scale_missing(x: Tensor, weight: Tensor, scale: Tensor | None, **attrs: Any) -> Tensor:
     """Codes are multiplied without their scales."""
-    return linear(x, weight, None if scale is None else torch.full_like(scale, 127 if scale.dtype == torch.uint8 else 1), **attrs)
+    return linear(
+        x, weight, None if scale is None else torch.full_like(scale, 127 if scale.dtype == torch.uint8 else 1), **attrs
+    )
 
 
 def exponent_off_by_one(x: Tensor, weight: Tensor, scale: Tensor | None, **attrs: Any) -> Tensor:
@@ -104,7 +106,7 @@ def engram_scale_of_the_neighbour(rows: Tensor, *, format: str, head_dim: int, *
 
 def big_endian_rows(rows: Tensor, *, format: str, **attrs: Any) -> Tensor:
     """The bytes of a bfloat16 are read in the wrong order."""
-    swapped = rows.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if format == "bf16" else rows
+    swapped = rows.reshape(*rows.shape[:-1], -1, 2).flip(-1).flatten(-2) if format == "bf16" else rows
     return engram_rows(swapped, format=format, **attrs)
 
 

@@ -48,7 +48,7 @@ def zero_without_sign(*tensors: Any, sign_of_zero: bool, **attrs: Any) -> Tensor
 def keys_of_stream_0(streams: Tensor, kv: Tensor, *rest: Any, **attrs: Any) -> Tensor:
     """All streams take the key of the first one."""
     hc_mult, hidden = streams.shape[1:]
-    parts = kv.unflatten(1, (hc_mult + 1, hidden))
+    parts = kv.reshape(len(kv), hc_mult + 1, hidden)
     shared = torch.cat([parts[:, :1].expand(-1, hc_mult, -1), parts[:, hc_mult:]], dim=1).flatten(1)
     return engram_gate(streams, shared, *rest, **attrs)
 
@@ -98,7 +98,7 @@ def parts_exchanged(x: Tensor, y: Tensor) -> Tensor:
 def cells_before_channels(x: Tensor, patch_ids: Tensor) -> Tensor:
     """Patches of a block stand one after the other instead of channel by channel."""
     merged = merge_patches(x, patch_ids)
-    return merged.unflatten(1, (x.shape[1], -1)).transpose(1, 2).flatten(1)
+    return merged.reshape(len(merged), x.shape[1], -1).transpose(1, 2).flatten(1)
 
 
 def image_in_stream_0(streams: Tensor, rows: Tensor, at: Tensor) -> Tensor:
@@ -140,9 +140,7 @@ def penalty_helps_negative_logits(
     return adjust_logits(logits, rows, ids, inverse, bias, allowed)
 
 
-def mask_big_endian(
-    logits: Tensor, rows: Tensor, ids: Tensor, repetition: Tensor, bias: Tensor, allowed: Tensor
-) -> Tensor:
+def mask_big_endian(logits: Tensor, rows: Tensor, ids: Tensor, repetition: Tensor, bias: Tensor, allowed: Tensor) -> Tensor:
     """Bit 31 of a word stands for its first token."""
     bits = allowed.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32) & 1
     reversed_words = (bits.flip(-1).long() << torch.arange(32)).sum(-1)
