@@ -62,7 +62,7 @@ def window_one_long(*tensors: Any, window: int, **attrs: Any) -> Tensor:
     return sparse_attention(*tensors, window=window + 1, **attrs)
 
 
-def window_table_shifted(
+def window_ring_not_turned(
     q: Tensor,
     win_kv: Tensor,
     cmp_kv: Tensor | None,
@@ -74,7 +74,7 @@ def window_table_shifted(
     block_table: Tensor | None,
     **attrs: Any,
 ) -> Tensor:
-    """The ring of window blocks is not turned: every position beyond the first turn is looked up in the last column."""
+    """The ring of window blocks is not turned: positions beyond its first turn are looked up in its last column."""
     last = window_table[:, -1:].expand(-1, 4096)
     unrolled = torch.cat([window_table, last], dim=1)
     return sparse_attention(q, win_kv, cmp_kv, entries, sink, positions, req_idx, unrolled, block_table, **attrs)
@@ -92,7 +92,7 @@ def selection_ignored(
     return sparse_attention(q, win_kv, cmp_kv, None, *rest, **attrs)
 
 
-def selection_of_row_0(
+def one_selection_per_step(
     q: Tensor, win_kv: Tensor, cmp_kv: Tensor | None, entries: Tensor | None, *rest: Any, **attrs: Any
 ) -> Tensor:
     """The last row's selection serves all rows, as if it were chosen once per step."""
@@ -117,14 +117,17 @@ def padding_not_zeroed(
     return o
 
 
-def entry_offset_in_int32(
-    q: Tensor, win_kv: Tensor, cmp_kv: Tensor | None, *rest: Any, block_table: Tensor | None = None, **attrs: Any
-) -> Tensor:
+def entry_offset_in_int32(q: Tensor, win_kv: Tensor, cmp_kv: Tensor | None, *rest: Any, **attrs: Any) -> Tensor:
     """Byte offsets of compressed entries are int32 and wrap at 2 GiB."""
-    *middle, table = rest
-    if cmp_kv is not None and table is not None:
-        table = wrapped(table, cmp_kv)
+    *middle, block_table = rest
+    table = None if cmp_kv is None else wrapped(block_table, cmp_kv)
     return sparse_attention(q, win_kv, cmp_kv, *middle, table, **attrs)
+
+
+def window_offset_in_int32(q: Tensor, win_kv: Tensor, *rest: Any, **attrs: Any) -> Tensor:
+    """Byte offsets of window rows are int32 and wrap at 2 GiB."""
+    *middle, window_table, block_table = rest
+    return sparse_attention(q, win_kv, *middle, wrapped(window_table, win_kv), block_table, **attrs)
 
 
 def latent_offset_in_int32(
@@ -162,12 +165,13 @@ MUTANTS = {
     "sparse_attention/scale-missing": scale_missing,
     "sparse_attention/window-one-short": window_one_short,
     "sparse_attention/window-one-long": window_one_long,
-    "sparse_attention/window-ring-not-turned": window_table_shifted,
+    "sparse_attention/window-ring-not-turned": window_ring_not_turned,
     "sparse_attention/entries-ignored": entries_ignored,
     "sparse_attention/selection-ignored": selection_ignored,
-    "sparse_attention/one-selection-per-step": selection_of_row_0,
+    "sparse_attention/one-selection-per-step": one_selection_per_step,
     "sparse_attention/padding-is-nan": padding_not_zeroed,
     "sparse_attention/page-offset-int32": entry_offset_in_int32,
+    "sparse_attention/window-offset-int32": window_offset_in_int32,
     "mla_attention/page-offset-int32": latent_offset_in_int32,
     "mla_attention/rotated-channels-unscored": rotated_channels_unscored,
     "mla_attention/scale-of-the-latent": scale_of_the_latent,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ascend_dsv4.accuracy.mutants.attention import wrapped
 from ascend_dsv4.accuracy.mutants.indexing import first_positions
 from ascend_dsv4.ops.compress_kv.reference import compress_kv, write_state
 from ascend_dsv4.ops.pool_kv.reference import pool_kv
@@ -34,25 +35,32 @@ def used_lengths_missing(
     compress_kv(cache, state, kv, gate, ape, norm, cos, sin, counted, req_idx, *rest, **attrs)
 
 
-def _write_state(*tensors: Any, **attrs: Any) -> None:
+def own_states(state: Tensor, state_slots: Tensor) -> tuple[Tensor, Tensor]:
+    """A copy of the requests' states side by side, and their places in it: the whole state may be too large to copy."""
+    return state[state_slots.long()], torch.arange(len(state_slots), dtype=state_slots.dtype)
+
+
+def _write_state(cache: Tensor, state: Tensor, *rest: Any, **attrs: Any) -> None:
     """The state as it should be after the call, and no entry."""
-    *rest, slots = tensors
-    compress_kv(*rest, torch.full_like(slots, -1), **attrs)
+    *middle, slots = rest
+    compress_kv(cache, state, *middle, torch.full_like(slots, -1), **attrs)
 
 
 def overlap_dropped_at_chunk_edge(cache: Tensor, state: Tensor, kv: Tensor, *rest: Any, **attrs: Any) -> None:
     """Tokens of earlier steps do not take part as the older half of an entry's window."""
-    head_dim = cache.shape[-1]
-    forgotten = state.clone()
-    if kv.shape[1] > head_dim:
-        forgotten[:, :, 0, :head_dim], forgotten[:, :, 1, :head_dim] = 0, -1e30
-    compress_kv(cache, forgotten, kv, *rest, **attrs)
+    *middle, state_slots, slots = rest
+    forgotten, own_slots = own_states(state, state_slots)
+    if kv.shape[1] > cache.shape[2]:
+        forgotten[:, :, 0, : cache.shape[2]], forgotten[:, :, 1, : cache.shape[2]] = 0, -1e30
+    compress_kv(cache, forgotten, kv, *middle, own_slots, slots, **attrs)
     _write_state(cache, state, kv, *rest, **attrs)
 
 
 def state_ignored(cache: Tensor, state: Tensor, *rest: Any, **attrs: Any) -> None:
     """Tokens of earlier steps count as zeros."""
-    compress_kv(cache, torch.zeros_like(state), *rest, **attrs)
+    *middle, state_slots, slots = rest
+    own, own_slots = own_states(state, state_slots)
+    compress_kv(cache, torch.zeros_like(own), *middle, own_slots, slots, **attrs)
     _write_state(cache, state, *rest, **attrs)
 
 
@@ -110,9 +118,11 @@ def not_rotated(
 
 def roles_exchanged(cache: Tensor, state: Tensor, kv: Tensor, gate: Tensor, ape: Tensor, *rest: Any, **attrs: Any) -> None:
     """The halves of a projection change places: what was for the next entry goes into the current one."""
-    turn = cache.shape[-1] if kv.shape[1] > cache.shape[-1] else 0
-    turned = state.roll(turn, -1)
-    compress_kv(cache, turned, kv.roll(turn, -1), gate.roll(turn, -1), ape.roll(turn, -1), *rest, **attrs)
+    *middle, state_slots, slots = rest
+    turn = cache.shape[2] if kv.shape[1] > cache.shape[2] else 0
+    own, own_slots = own_states(state, state_slots)
+    turned = (tensor.roll(turn, -1) for tensor in (own, kv, gate, ape))
+    compress_kv(cache, *turned, *middle, own_slots, slots, **attrs)
     _write_state(cache, state, kv, gate, ape, *rest, **attrs)
 
 
@@ -159,9 +169,10 @@ def last_row_lost(cache: Tensor, rows: Tensor, slots: Tensor, **attrs: Any) -> N
 
 def mean_of_the_group(state: Tensor, kv: Tensor, gate: Tensor, *rest: Any, **attrs: Any) -> Tensor:
     """Tokens of a group weigh the same."""
-    equal = state.clone()
-    equal[:, :, 1] = 0
-    return pool_kv(equal, kv, torch.zeros_like(gate), *rest, **attrs)
+    *middle, state_slots = rest
+    own, own_slots = own_states(state, state_slots)
+    own[:, :, 1] = 0
+    return pool_kv(own, kv, torch.zeros_like(gate), *middle, own_slots, **attrs)
 
 
 def groups_of_the_step(
@@ -174,13 +185,21 @@ def groups_of_the_step(
 
 def open_group_forgotten(state: Tensor, kv: Tensor, gate: Tensor, *rest: Any, **attrs: Any) -> Tensor:
     """What earlier steps left of an open group counts as zeros."""
-    return pool_kv(torch.zeros_like(state), kv, gate, *rest, **attrs)
+    *middle, state_slots = rest
+    own, own_slots = own_states(state, state_slots)
+    return pool_kv(torch.zeros_like(own), kv, gate, *middle, own_slots, **attrs)
 
 
 def state_row_within_the_step(state: Tensor, kv: Tensor, gate: Tensor, positions: Tensor, req_idx: Tensor, *rest: Any) -> None:
     """Rows of the state are numbered from the first token of the step."""
     counted = torch.where(req_idx >= 0, positions - first_positions(positions, req_idx), positions)
     store_state(state, kv, gate, counted, req_idx, *rest)
+
+
+def state_offset_in_int32(state: Tensor, *rest: Any) -> None:
+    """Byte offsets of a request's state are int32 and wrap at 2 GiB."""
+    *middle, state_slots = rest
+    store_state(state, *middle, wrapped(state_slots, state))
 
 
 def kv_and_gate_exchanged(state: Tensor, kv: Tensor, gate: Tensor, *rest: Any) -> None:
@@ -206,6 +225,7 @@ MUTANTS = {
     "pool_kv/mean-of-the-group": mean_of_the_group,
     "pool_kv/groups-of-the-step": groups_of_the_step,
     "pool_kv/open-group-forgotten": open_group_forgotten,
+    "store_state/page-offset-int32": state_offset_in_int32,
     "store_state/row-within-the-step": state_row_within_the_step,
     "store_state/kv-and-gate-exchanged": kv_and_gate_exchanged,
 }

@@ -115,7 +115,7 @@ def table_of_request_0(
     return index_topk(q, weights, idx_kv, positions, req_idx, shared, *rest, **attrs)
 
 
-def order_of_score(*tensors: Any, **attrs: Any) -> Chosen:
+def count_of_row_0(*tensors: Any, **attrs: Any) -> Chosen:
     """Only as many entries as were chosen for the first row are kept in every row: the count is taken once per step."""
     entries, blocks = index_topk(*tensors, **attrs)
     if len(entries):
@@ -152,7 +152,7 @@ MUTANTS = {
     "index_topk/weights-ignored": weights_ignored,
     "index_topk/query-not-rounded": query_not_rounded,
     "index_topk/table-of-request-0": table_of_request_0,
-    "index_topk/count-of-row-0": order_of_score,
+    "index_topk/count-of-row-0": count_of_row_0,
     "index_topk/candidate-blocks-off-by-one": candidate_blocks_off_by_one,
     "index_topk/published-blocks-off-by-one": published_blocks_off_by_one,
     "index_topk/candidates-ignored": candidates_ignored,
