@@ -49,21 +49,11 @@ def one_scale_for_all(streams: Tensor, fn: Tensor, base: Tensor, scale: Tensor, 
     return hc_pre(streams, fn, base, scale[:1].expand(3), *rest, **attrs)
 
 
-def normed_by_stream_0(streams: Tensor, *rest: Any, norm_eps: float, **attrs: Any) -> Coefficients:
-    """The projection is divided by the size of one stream, not of all of them."""
-    _, post, comb, pre = hc_pre(streams, *rest, norm_eps=norm_eps, **attrs)
-    wide = streams.float()
-    own, whole = wide[:, 0].square().mean(-1) + norm_eps, wide.flatten(1).square().mean(-1) + norm_eps
-    fn, base, scale, mix = rest
-    scaled = [
-        hc_pre(streams[t : t + 1], fn, base, scale * (whole[t] / own[t]).sqrt(), None if mix is None else mix[t : t + 1],
-               norm_eps=norm_eps, **attrs)
-        for t in range(len(streams))
-    ]  # fmt: skip
-    if not scaled:
-        return hc_pre(streams, *rest, norm_eps=norm_eps, **attrs)
-    x, post, comb, pre = (torch.cat(parts) for parts in zip(*scaled, strict=True))
-    return x, post, comb, pre
+def pre_and_post_exchanged(streams: Tensor, fn: Tensor, base: Tensor, *rest: Any, **attrs: Any) -> Coefficients:
+    """Rows of the projection are read in the order post, pre, mixing matrix."""
+    pre, post, comb = range(n := streams.shape[1]), range(n, 2 * n), range(2 * n, len(fn))
+    order = [*post, *pre, *comb]
+    return hc_pre(streams, fn[order], base[order], *rest, **attrs)
 
 
 def mixed_transposed(x: Tensor, streams: Tensor, post: Tensor, comb: Tensor) -> Tensor:
@@ -116,7 +106,7 @@ MUTANTS = {
     "hc_pre/mix-ignored": mix_ignored,
     "hc_pre/post-not-doubled": post_not_doubled,
     "hc_pre/one-scale-for-all": one_scale_for_all,
-    "hc_pre/normed-by-stream-0": normed_by_stream_0,
+    "hc_pre/pre-and-post-exchanged": pre_and_post_exchanged,
     "hc_post/mix-transposed": mixed_transposed,
     "hc_post/output-into-stream-0": output_into_stream_0,
     "hc_post/streams-not-mixed": streams_not_mixed,
