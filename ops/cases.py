@@ -154,6 +154,16 @@ def all_strided(made: CaseInputs) -> CaseInputs:
     return replace(made, args={name: None if array is None else strided(array) for name, array in made.args.items()})
 
 
+def changed(made: CaseInputs, **args: Array | None) -> CaseInputs:
+    """The same call with other arguments."""
+    return replace(made, args={**made.args, **args})
+
+
+def scaled(made: CaseInputs, factor: float, *names: str) -> CaseInputs:
+    """The same call with these arguments multiplied."""
+    return changed(made, **{name: f32(np.asarray(made.args[name]) * factor) for name in names})
+
+
 def subnormal(rng: Rng, *shape: int) -> NDArray[np.float32]:
     """float32 numbers below 2^−126, the least normal one, of either sign; bfloat16 has them too, with fewer digits."""
     return f32(rng.uniform(0.01, 1, shape) * rng.choice([-1, 1], shape) * 2.0**-126)
@@ -162,6 +172,38 @@ def subnormal(rng: Rng, *shape: int) -> NDArray[np.float32]:
 def half_subnormal(rng: Rng, *shape: int) -> NDArray[np.float32]:
     """Numbers below 2^−14, the least normal one of float16, of either sign."""
     return f32(rng.uniform(0.01, 1, shape) * rng.choice([-1, 1], shape) * 2.0**-14)
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """Subnormal numbers, and what makes them count: an implementation that takes them for 0 is to be seen in the outputs."""
+
+    draw: Callable[..., NDArray[np.float32]]
+    factor: float
+    """Brings a product with such a number to the order of 1."""
+    eps: float
+    """For the root of a mean square, which itself is 0 in float32 …"""
+    gain: float
+    """… and what, times number / √eps, is of the order of 1."""
+
+
+SMALL = {"subnormal": Small(subnormal, 2.0**124, 2.0**-120, 2.0**64), "half-subnormal": Small(half_subnormal, 2.0**12, 1e-12, 1.0)}
+
+
+def subnormal_cases(
+    make: Callable[[Rng, Small], CaseInputs],
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    half: bool = True,
+    smooth: bool = True,
+) -> tuple[Case, ...]:
+    """A case with numbers that are subnormal in float32, and, with `half`, one with such as are in float16."""
+
+    def of(small: Small) -> Callable[[Rng], CaseInputs]:
+        return lambda rng: make(rng, small)
+
+    single = Case("subnormal", "hostile", of(SMALL["subnormal"]), dtypes, smooth)
+    name = "half-subnormal"
+    return (single, *((Case(name, "hostile", of(SMALL[name]), ("float16",), smooth),) if half else ()))
 
 
 def far_away(rng: Rng, made: CaseInputs, **caches: Mapping[str, tuple[str, ...]]) -> CaseInputs:

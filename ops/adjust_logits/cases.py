@@ -11,6 +11,7 @@ import numpy as np
 from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided
 
 FLOAT32 = ("float32",)
+LENGTHS = (1, 3, 4, 5, 127, 128, 129)
 
 
 def bit_mask(rng: Rng, allow: Array) -> Array:
@@ -84,7 +85,7 @@ CASES = (
     Case("mixed", "typical", lambda rng: inputs(rng, 16, num_adjustments=200), FLOAT32),
     Case("mask-alone", "typical", lambda rng: inputs(rng, 7, num_adjustments=0), FLOAT32),
     Case("every-logit", "typical", every_logit, FLOAT32),
-    *(Case(f"rows-{n}", "boundary", partial(inputs, num_rows=n), FLOAT32) for n in (0, 1, 3)),
+    *(Case(f"rows-{n}", "boundary", partial(inputs, num_rows=n), FLOAT32) for n in (0, *LENGTHS)),
     *(Case(f"vocab-{n}", "boundary", partial(inputs, num_rows=6, vocab_size=n), FLOAT32) for n in (1, 31, 32, 33, 64)),
     Case("one-adjustment", "boundary", lambda rng: inputs(rng, 2, num_adjustments=1), FLOAT32),
     Case("nothing-to-do", "boundary", lambda rng: inputs(rng, 2, num_adjustments=0, share=1.0), FLOAT32),

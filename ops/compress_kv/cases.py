@@ -45,6 +45,7 @@ def inputs(
     kv, gate = normal(rng, step.num_tokens, width), normal(rng, step.num_tokens, width)
     kv[step.padding_rows] = gate[step.padding_rows] = np.nan
     angles = rng.uniform(-np.pi, np.pi, (step.num_tokens, half))
+    angles[step.padding_rows] = np.nan
     args = {
         "cache": normal(rng, num_blocks, block_rows, head_dim), "state": state, "kv": kv, "gate": gate, "ape": ape,
         "norm": 1 + normal(rng, head_dim, scale=0.3), "cos": f32(np.cos(angles)), "sin": f32(np.sin(angles)),

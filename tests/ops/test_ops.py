@@ -26,7 +26,7 @@ from ascend_dsv4.ops.registry import get_spec
 from tests.ops.harness import check, compare_defined, every_case, implementations, run, tolerance
 
 EVERY_CASE = list(every_case())
-SMOOTH = [(name, case) for name in OP_NAMES for case in load_cases(name) if case.smooth]
+SMOOTH = [(name, case) for name in OP_NAMES for case in load_cases(name) if case.smooth and "float32" in case.dtypes]
 CALLED = [(name, impl, case) for name in OP_NAMES for impl in implementations(name) for case in load_cases(name)]
 EXPECTED = [(name, impl, case) for name in OP_NAMES for impl in implementations(name) for case in load_expected(name)]
 
@@ -64,10 +64,9 @@ def test_arguments_stay_as_they_are(name: str, implementation: str, case: Case) 
 def test_float64_agrees(name: str, case: Case) -> None:
     """The reference follows the dtype of its inputs up to float64, and float32 is within the tolerance of that."""
     inputs = make_inputs(name, case)
-    for dtype in set(case.dtypes) & {"float32"} or case.dtypes:
-        narrow = call_case(name, "reference", inputs, dtype)
-        wide = call_case(name, "reference", inputs, dtype, wide=True, far=False)
-        check(name, inputs, narrow, {out: to_numpy(tensor) for out, tensor in wide.items()}, case)
+    narrow = call_case(name, "reference", inputs, "float32")
+    wide = call_case(name, "reference", inputs, "float32", wide=True, far=False)
+    check(name, inputs, narrow, {out: to_numpy(tensor) for out, tensor in wide.items()}, case)
 
 
 @pytest.mark.parametrize(("name", "implementation", "case"), EXPECTED, ids=case_id)
