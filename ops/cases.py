@@ -57,8 +57,8 @@ class CaseInputs:
     far: Mapping[str, FarBlocks] = field(default_factory=dict)
     """Cache argument → where its blocks lie. Whoever ignores this has a correct, small call."""
     later: tuple[Mapping[str, Array | None], ...] = ()
-    """Further calls on what the first one left behind: what each is given anew; all else, caches above all, is as it was. Outputs
-    are those of the last call."""
+    """Further calls on what the first one left behind: what each is given anew; all else, caches above all, is as it was.
+    Outputs are those of the last call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,10 @@ class Small:
     """… and what, times number / √eps, is of the order of 1."""
 
 
-SMALL = {"subnormal": Small(subnormal, 2.0**124, 2.0**-120, 2.0**64), "half-subnormal": Small(half_subnormal, 2.0**12, 1e-12, 1.0)}
+SMALL = {
+    "subnormal": Small(subnormal, 2.0**124, 2.0**-120, 2.0**64),
+    "half-subnormal": Small(half_subnormal, 2.0**12, 1e-12, 1.0),
+}
 
 
 def subnormal_cases(

@@ -34,7 +34,9 @@ NAN_SPEAKS = {"sample", "adjust_logits"}
 
 def required(spec: OpSpec) -> frozenset[str]:
     """Properties that this contract makes necessary."""
-    floats = [name for name, arg in spec.args.items() if "float32" in arg.dtype and name not in ("scale", "w13_scale", "w2_scale")]
+    floats = [
+        name for name, arg in spec.args.items() if "float32" in arg.dtype and name not in ("scale", "w13_scale", "w2_scale")
+    ]
     found = {f"rows {count}" for count in (0, *LENGTHS)} | {f"offset view {name}" for name in spec.args}
     found |= {f"-1 in {name}" for name in spec.args if name in MAY_BE_MINUS_ONE or (spec.name, name) in MAY_BE_MINUS_ONE}
     found |= {f"far {name}" for name in caches(spec)}
@@ -117,7 +119,7 @@ def is_offset_view(array: Array) -> bool:
 
 
 def is_far(spec: OpSpec, inputs: CaseInputs, name: str) -> bool:
-    """Every block lies where neither 31 bits count the elements nor 32 bits the bytes, in the smallest dtype; slots fit int32."""
+    """Every block lies where neither 31 bits count elements nor 32 bits bytes, in the smallest dtype; slots fit int32."""
     place, cache = inputs.far[name], inputs.args[name]
     assert cache is not None
     item_bytes = 2 if "bfloat16" in spec.args[name].dtype else 4
@@ -234,4 +236,3 @@ def _index_choices(inputs: CaseInputs, args: Mapping[str, Array]) -> set[str]:
         blocks = -(-visible // inputs.attrs["candidate_block"])
         found |= {"tied blocks"} if 0 < inputs.attrs["num_candidates"] < blocks else set()
     return found
-

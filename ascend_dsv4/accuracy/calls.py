@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascend_dsv4.accuracy.far import Arguments, far_arguments, gather_back, renumbered
+from ascend_dsv4.accuracy.far import check_strays, far_arguments, gather_back, renumbered
 from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, arg_dtypes, resolve_attrs
 from ascend_dsv4.ops.library import tensor_type
@@ -20,6 +20,8 @@ from ascend_dsv4.ops.registry import get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation, OpSpec, TensorType
 
 Array = np.ndarray[Any, np.dtype[Any]]
+Arguments = dict[str, Tensor | None]
+"""Tensors of a call by argument name, in contract order."""
 
 
 def load_cases(name: str) -> tuple[Case, ...]:
@@ -110,25 +112,51 @@ def call(
     return {**dict(zip(spec.outs, outs, strict=False)), **written}
 
 
+class CaseCall:
+    """A case in a compute dtype with caches of its own: all calls that it is made of, once."""
+
+    def __init__(self, name: str, inputs: CaseInputs, dtype: str, *, wide: bool = False, far: bool = True) -> None:
+        """wide: every float in float64 after it was rounded to the compute dtype: what a golden is computed from.
+        far: False leaves the blocks of a far cache side by side, in as little memory; the answer is the same."""
+        self.name, self.spec, self.inputs = name, get_spec(name), inputs
+        self.attrs = resolve_attrs(inputs, "float64" if wide else dtype)
+        make = wide_arguments if wide else arguments
+        self._places = inputs.far if far else {}
+        self._small = make(self.spec, inputs, dtype)
+        self.tensors = far_arguments(self._places, self._small)
+        """What the implementation is given in its first call."""
+        self._later = []
+        for changed in inputs.later:
+            given = make(self.spec, replace(inputs, args=changed), dtype)
+            self._later.append(renumbered(self._places, self._small, {arg: given[arg] for arg in changed}))
+
+    def run(self, implementation: str | Implementation, *, strict: bool = True) -> dict[str, Tensor]:
+        """Outputs of the last call and the written caches, by name, in the shapes that the case has.
+
+        Raises StrayWriteError where a far cache was written outside its blocks; `strict` as for `call`.
+        """
+        tensors = dict(self.tensors)
+        outs = call(self.name, implementation, tensors, self.attrs, strict=strict)
+        for changed in self._later:
+            tensors |= changed
+            outs = call(self.name, implementation, tensors, self.attrs, strict=strict)
+        for arg in self._places:
+            check_strays(f"{self.name} {arg}", self._places[arg], tensors[arg])
+        return {**outs, **{arg: self._compact(arg, outs[arg]) for arg in self.spec.mutates}}
+
+    def compact(self) -> Arguments:
+        """Arguments of the first call, far caches in the shapes that the case has."""
+        return {arg: None if tensor is None else self._compact(arg, tensor) for arg, tensor in self.tensors.items()}
+
+    def _compact(self, arg: str, tensor: Tensor) -> Tensor:
+        return gather_back(self._places[arg], tensor) if arg in self._places else tensor
+
+
 def call_case(
     name: str, implementation: str | Implementation, inputs: CaseInputs, dtype: str, *, wide: bool = False, far: bool = True
 ) -> dict[str, Tensor]:
-    """All calls of a case in a compute dtype: outputs of the last one, and the written caches, in the shapes the case has.
-
-    wide  every float in float64 after it was rounded to the compute dtype: what a golden is computed from
-    far   False leaves the blocks of a far cache side by side, in as little memory; the answer is the same
-    Raises StrayWriteError where a far cache was written outside the blocks it was given.
-    """
-    spec, attrs = get_spec(name), resolve_attrs(inputs, "float64" if wide else dtype)
-    make, places = wide_arguments if wide else arguments, inputs.far if far else {}
-    small = make(spec, inputs, dtype)
-    tensors = far_arguments(places, small)
-    outs = call(name, implementation, tensors, attrs)
-    for changed in inputs.later:
-        given = make(spec, replace(inputs, args=changed), dtype)
-        tensors |= renumbered(places, small, {arg: given[arg] for arg in changed})
-        outs = call(name, implementation, tensors, attrs)
-    return {out: gather_back(f"{name} {out}", places[out], t) if out in places else t for out, t in outs.items()}
+    """`CaseCall` for those who need its outputs alone."""
+    return CaseCall(name, inputs, dtype, wide=wide, far=far).run(implementation)
 
 
 def answers(name: str, inputs: CaseInputs, dtype: str) -> dict[str, Array]:

@@ -39,9 +39,9 @@ def untouched(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         room = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | NO_RESERVE)
     except (OSError, ValueError, OverflowError) as error:
         raise CapacityError(
-            f"far cache of {list(shape)} in {dtype}: no mapping of {size:,} bytes ({error}); expected address space for it, because "
-            "the blocks lie past 2^31 elements, though only a few pages are ever used. Raise the limit (ulimit -v) or leave out "
-            "the cases called far."
+            f"far cache of {list(shape)} in {dtype}: no mapping of {size:,} bytes ({error}); expected address space for it, "
+            "because its blocks lie past 2^31 elements, though only a few pages are ever used. Raise the limit (ulimit -v) or "
+            "leave out the cases called far."
         ) from error
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         room.madvise(mmap.MADV_NOHUGEPAGE)  # a huge page per block would be 2 MiB instead of 4 KiB
@@ -78,23 +78,23 @@ def renumbered(places: Mapping[str, FarBlocks], caches: Arguments, given: Argume
     return result
 
 
-def gather_back(where: str, place: FarBlocks, cache: Tensor) -> Tensor:
-    """The blocks of a far cache side by side again, as the case holds them.
-
-    Raises StrayWriteError where a block beside them is not zero any more, or one that a count of elements or bytes in 31 or 32
-    bits would have led to.
-    """
-    found = stray_blocks(place, cache)
-    if found:
-        raise StrayWriteError(
-            f"{where}: blocks {found} were written, expected zeros there: only blocks {np.sort(place.ids).tolist()} belong to the "
-            "call. Offsets that wrap around at 2^31 or 2^32 lead there; compute them in 64 bits."
-        )
+def gather_back(place: FarBlocks, cache: Tensor) -> Tensor:
+    """The blocks of a far cache side by side again, as the case holds them."""
     return cache[torch.from_numpy(place.ids)]
 
 
+def check_strays(where: str, place: FarBlocks, cache: Tensor | None) -> None:
+    """Raise StrayWriteError where a block beside those of the call is no longer zero, or one that wrapped offsets lead to."""
+    found = [] if cache is None else stray_blocks(place, cache)
+    if found:
+        raise StrayWriteError(
+            f"{where}: blocks {found} were written, expected zeros there, because only {np.sort(place.ids).tolist()} "
+            "belong to the call. Offsets that wrap around at 2^31 or 2^32 lead there: compute them in 64 bits."
+        )
+
+
 def stray_blocks(place: FarBlocks, cache: Tensor) -> list[int]:
-    """Which blocks were written although they are not the call's, of those that a wrapped offset or an index off by one hits."""
+    """Blocks that were written without being the call's, of those that a wrapped offset or an index off by one leads to."""
     elements = math.prod(cache.shape[1:])
     suspects = {int(block) + beside for block in place.ids for beside in (-1, 1)}
     for block in place.ids.tolist():
@@ -103,7 +103,7 @@ def stray_blocks(place: FarBlocks, cache: Tensor) -> list[int]:
     suspects = {block for block in suspects if 0 <= block < place.num_blocks} - set(place.ids.tolist())
     index = torch.tensor(sorted(suspects), dtype=torch.long)
     written = (cache[index] != 0).flatten(1).any(1)  # NaN is not 0 either
-    return index[written].tolist()  # type: ignore[no-any-return]
+    return index[written].tolist()
 
 
 def wrapped_offsets(offset: int, size: int, item_bytes: int) -> list[int]:

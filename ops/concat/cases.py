@@ -38,7 +38,11 @@ CASES = (
     Case("uneven", "boundary", lambda rng: inputs(rng, 3, left=5, right=1)),
     Case("views", "hostile", views),
     Case("large", "hostile", lambda rng: scaled(inputs(rng, 4), 1e30, "x", "y")),
-    Case("nan-rows", "hostile", lambda rng: CaseInputs({name: nan_rows(f32(a), [0, 3]) for name, a in inputs(rng, 5).args.items()})),
+    Case(
+        "nan-rows",
+        "hostile",
+        lambda rng: CaseInputs({name: nan_rows(f32(a), [0, 3]) for name, a in inputs(rng, 5).args.items()}),
+    ),
     *subnormal_cases(lambda rng, small: CaseInputs({"x": small.draw(rng, 5, 7), "y": small.draw(rng, 5, 3)})),
     Case("not-finite", "hostile", not_finite),
 )

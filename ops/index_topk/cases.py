@@ -31,7 +31,9 @@ from ascend_dsv4.ops.cases import (
 ATTRS = {"ratio": 4, "topk": 5, "rounding": "none", "candidate_block": 1, "num_candidates": 0}
 
 
-def inputs(rng: Rng, step: Step, *, heads: int = 4, head_dim: int = 32, block_rows: int = 3, drafts: int = 0, **attrs: Any) -> CaseInputs:
+def inputs(
+    rng: Rng, step: Step, *, heads: int = 4, head_dim: int = 32, block_rows: int = 3, drafts: int = 0, **attrs: Any
+) -> CaseInputs:
     """Every entry that exists after the step has a key, those that so many drafts in vain closed are stale; the rest is NaN."""
     attrs = {**ATTRS, **attrs}
     counts = [end // attrs["ratio"] for end in step.ends()]
@@ -132,12 +134,18 @@ CASES = (
         for n, size in ((1, 1), (1, 4), (2, 3), (9, 4), (64, 4))
     ),
     *(
-        Case(f"restricted-to-{n}-blocks-of-{size}", "boundary",
-             lambda rng, n=n, size=size: restricted(rng, Step(((0, 70),)), n, ratio=2, candidate_block=size))
+        Case(
+            f"restricted-to-{n}-blocks-of-{size}",
+            "boundary",
+            lambda rng, n=n, size=size: restricted(rng, Step(((0, 70),)), n, ratio=2, candidate_block=size),
+        )
         for n, size in ((1, 1), (1, 4), (1, 8), (2, 3), (9, 4), (64, 4))
     ),
-    Case("restricted-and-publish", "boundary",
-         lambda rng: restricted(rng, Step(((0, 70),)), 3, ratio=1, candidate_block=4, num_candidates=2)),
+    Case(
+        "restricted-and-publish",
+        "boundary",
+        lambda rng: restricted(rng, Step(((0, 70),)), 3, ratio=1, candidate_block=4, num_candidates=2),
+    ),
     case("publish-tokens-0", "boundary", (), num_candidates=3),
     Case("restricted-tokens-0", "boundary", lambda rng: restricted(rng, Step(()), 3)),
     case("tokens-0", "boundary", ()),
@@ -156,8 +164,11 @@ CASES = (
     case("poisoned-padding", "hostile", ((33, 3), (0, 2)), 3),
     case("padding-alone", "hostile", (), 2),
     Case("views", "hostile", views),
-    Case("all-equal-blocks", "hostile",
-         lambda rng: integers(rng, inputs(rng, Step(((90, 4),)), candidate_block=3, num_candidates=4), 1, 2)),
+    Case(
+        "all-equal-blocks",
+        "hostile",
+        lambda rng: integers(rng, inputs(rng, Step(((90, 4),)), candidate_block=3, num_candidates=4), 1, 2),
+    ),
     case("stale-rows", "hostile", ((40, 6), (25, 1), (0, 9)), drafts=9, candidate_block=2, num_candidates=3),
     Case("repeated", "hostile", lambda rng: replace(inputs(rng, Step(((40, 6),), 1)), later=({},))),
     Case("far", "hostile", far),

@@ -39,8 +39,8 @@ def inputs(
     rng: Rng, step: Step, *, ratio: int = 4, topk: int | None = 5, window: int = 8, heads: int = 4, head_dim: int = 32,
     window_block_rows: int = 4, block_rows: int = 3, scale: float | None = None, drafts: int = 0,
 ) -> CaseInputs:  # fmt: skip
-    """Ratio 0 is a window alone, topk None takes every entry. Rows that no query may see are NaN, and stale where so many drafts
-    in vain were."""
+    """Ratio 0 is a window alone, topk None takes every entry. Rows that no query may see are NaN, and stale where so many
+    drafts in vain were."""
     drafted = Step(tuple((start, count + drafts) for start, count in step.requests))
     table, num_blocks = window_tables(rng, drafted, window, window_block_rows)
     live = [range(max(0, start - window + 1), start + count) for start, count in step.requests]
@@ -107,7 +107,10 @@ CASES = (
     case("window-alone", "typical", ((0, 40), (37, 5)), ratio=0),
     case("decode-far", "typical", ((1000, 1), (517, 1)), ratio=4, topk=16, window=16),
     case("tokens-0", "boundary", ()),
-    *(case(f"tokens-{n}", "boundary", ((0, n),), window=128, window_block_rows=64, heads=2) for n in (1, 3, 4, 5, 127, 128, 129)),
+    *(
+        case(f"tokens-{n}", "boundary", ((0, n),), window=128, window_block_rows=64, heads=2)
+        for n in (1, 3, 4, 5, 127, 128, 129)
+    ),
     case("at-window-end", "boundary", ((127, 3),), ratio=128, topk=None, window=128, window_block_rows=32, heads=2),
     case("window-1", "boundary", ((0, 6),), window=1),
     case("rows-of-one-block", "boundary", ((9, 7),), window_block_rows=1, block_rows=1),

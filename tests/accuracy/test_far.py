@@ -12,7 +12,16 @@ import torch
 from torch import Tensor
 
 from ascend_dsv4.accuracy.calls import answers, call_case, load_cases, make_inputs, same_bits, to_numpy
-from ascend_dsv4.accuracy.far import StrayWriteError, far_arguments, gather_back, renumbered, stray_blocks, untouched
+from ascend_dsv4.accuracy.far import (
+    StrayWriteError,
+    check_strays,
+    far_arguments,
+    gather_back,
+    renumbered,
+    stray_blocks,
+    untouched,
+)
+from ascend_dsv4.accuracy.operators import SPECIFIED, judge_case, prepare
 from ascend_dsv4.errors import CapacityError
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import Case, CaseInputs, FarBlocks
@@ -69,8 +78,12 @@ def with_counter(name: str, inputs: CaseInputs, counter: str) -> Any:
             for arg in place.tables:
                 given[arg] = given[arg].clone().apply_(lambda b, cache=cache: wrapped(b, cache, counter) if b >= 0 else b)
             for arg in place.slots:
-                given[arg] = given[arg].clone().apply_(
-                    lambda s, cache=cache, rows=rows: wrapped(s // rows, cache, counter) * rows + s % rows if s >= 0 else s
+                given[arg] = (
+                    given[arg]
+                    .clone()
+                    .apply_(
+                        lambda s, cache=cache, rows=rows: wrapped(s // rows, cache, counter) * rows + s % rows if s >= 0 else s
+                    )
                 )
         return reference(*given.values(), **attrs)
 
@@ -90,6 +103,30 @@ def test_wrapped_offsets_are_noticed(name: str, case: Case, counter: str) -> Non
         with np.errstate(all="ignore"):
             expected = answers(name, inputs, dtype)
         assert not all(agree(name, out, actual[out], expected[out]) for out in expected), dtype
+
+
+@pytest.mark.parametrize(("name", "case"), FAR, ids=case_id)
+def test_they_are_noticed_by_the_comparison(name: str, case: Case) -> None:
+    """`compare ops` calls implementations with far caches, not with the small ones, where the counter would do no harm."""
+    prepared, reference = prepare(name, case, "float32"), get_implementation(name, "reference")
+    assert all(result.passed for result in judge_case(prepared, "reference", reference))
+    wrong = with_counter(name, prepared.inputs, "elements in int32")
+    assert not all(result.passed for result in judge_case(prepared, "wrong", wrong))
+
+
+def test_a_case_of_several_calls() -> None:
+    """An implementation is called once per step, on the caches that the step before left, and judged by the last."""
+    case = next(case for case in load_cases("store_state") if case.name == "decode-after-prefill")
+    prepared, seen = prepare("store_state", case, "float32"), []
+
+    def forgets_the_third(state: Tensor, *given: Tensor) -> None:
+        seen.append((state.data_ptr(), int(given[2].max())))
+        if len(seen) % 5 != 3:
+            get_implementation("store_state", "reference")(state, *given)
+
+    results = judge_case(prepared, "forgetful", forgets_the_third, without=("repeat",))
+    assert [position for _, position in seen] == [16, 17, 18, 19, 20] and len({state for state, _ in seen}) == 1
+    assert {result.status for result in results if result.golden == SPECIFIED} == {"fail"}
 
 
 def agree(name: str, out: str, actual: Tensor, expected: np.ndarray[Any, Any]) -> bool:
@@ -114,7 +151,7 @@ def test_renumbering() -> None:
     assert far["table"].tolist() == [[second, -1], [first, second]]
     assert far["slots"].tolist() == [4 * first, 4 * second + 3, -1]
     assert far["slots"].dtype == torch.int32 and far["other"] is small["other"]
-    assert torch.equal(gather_back("x", PLACE, far["cache"]), cache)
+    assert torch.equal(gather_back(PLACE, far["cache"]), cache)
     assert renumbered({"cache": PLACE}, small, {"other": small["other"]}) == {"other": small["other"]}
 
 
@@ -128,7 +165,7 @@ def test_stray_writes(dtype: torch.dtype) -> None:
         cache[block, 3, 1] = torch.nan
         assert stray_blocks(PLACE, cache) == [block]
         with pytest.raises(StrayWriteError, match=f"store_kv cache: blocks .{block}. were written, expected zeros there"):
-            gather_back("store_kv cache", PLACE, cache)
+            check_strays("store_kv cache", PLACE, cache)
         cache[block] = 0
 
 

@@ -36,9 +36,15 @@ def test_what_contracts_call_for() -> None:
         "compress_kv": ("cache", "state"), "index_topk": ("idx_kv",), "mla_attention": ("mla_kv",), "pool_kv": ("state",),
         "sparse_attention": ("win_kv", "cmp_kv"), "store_kv": ("cache",), "store_state": ("state",),
     }  # fmt: skip
-    assert {"far win_kv", "far cmp_kv", "NaN in padding", "-1 in entries", "length window+1", "half subnormal", "rows 0"} <= required(
-        get_spec("sparse_attention")
-    )
+    assert {
+        "far win_kv",
+        "far cmp_kv",
+        "NaN in padding",
+        "-1 in entries",
+        "length window+1",
+        "half subnormal",
+        "rows 0",
+    } <= required(get_spec("sparse_attention"))
     assert {"-1 in slots", "stale rows", "several calls", "overlap across steps"} <= required(get_spec("compress_kv"))
     assert {"empty expert", "one expert", "-1 in ids", "offset view weights"} <= required(get_spec("moe_dispatch"))
     assert required(get_spec("engram_rows")) == {"offset view rows", *(f"rows {n}" for n in (0, 1, 3, 4, 5, 127, 128, 129))}
