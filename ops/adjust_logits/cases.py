@@ -8,7 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    i32,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+)
 
 FLOAT32 = ("float32",)
 LENGTHS = (1, 3, 4, 5, 127, 128, 129)
@@ -72,6 +86,12 @@ def extremes(rng: Rng) -> CaseInputs:
     return CaseInputs({**made.args, "logits": logits, "repetition": repetition, "bias": bias})
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    """Logits next to 0 that a penalty brings to the order of 1; those that it multiplies stay where they are."""
+    made = every_logit(rng)
+    return changed(scaled(made, 1 / small.factor, "repetition"), logits=small.draw(rng, 5, 70))
+
+
 def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in with_padding(rng, 9).args.items() if array is not None})
 
@@ -96,6 +116,7 @@ CASES = (
     Case("extremes", "hostile", extremes, FLOAT32, smooth=False),
     Case("large", "hostile", lambda rng: inputs(rng, 9, 300, logits=normal(rng, 9, 100, scale=1e4)), FLOAT32),
     Case("views", "hostile", views, FLOAT32),
+    *subnormal_cases(subnormals, FLOAT32, half=False),
     Case("transposed", "hostile", transposed, FLOAT32),
 )
 

@@ -135,6 +135,7 @@ CASES = (
     *(case(f"hca-length-{n}", "boundary", ((0, n),), 128) for n in (127, 128, 129)),
     *(case(f"hca-one-token-at-{p}", "boundary", ((p, 1),), 128) for p in (126, 127, 128, 255)),
     case("hca-across-a-window", "boundary", ((120, 140),), 128),
+    case("request-without-tokens", "boundary", ((4, 0), (6, 3), (3, 0)), 4),
     case("larger-state", "boundary", ((5, 4), (11, 3)), 4, state_rows=13),
     case("poisoned-padding", "hostile", ((6, 3), (0, 4)), 4, padding=5),
     case("padding-alone", "hostile", (), 4, padding=3),

@@ -63,7 +63,9 @@ def far(rng: Rng) -> CaseInputs:
 
 
 def subnormals(rng: Rng) -> CaseInputs:
-    return changed(inputs(rng, Step(((3, 4),))), **{name: subnormal(rng, 4, 24) for name in ("kv", "gate")})
+    made = inputs(rng, Step(((3, 4),)))
+    rows = {name: subnormal(rng, 4, 24) for name in ("kv", "gate")}
+    return changed(made, state=subnormal(rng, *np.shape(made.args["state"])), **rows)
 
 
 CASES = (
@@ -74,6 +76,7 @@ CASES = (
     *(case(f"one-token-at-{p}", "boundary", ((p, 1),)) for p in (1, 2, 1023)),
     case("ratio-1", "boundary", ((0, 5), (8, 2)), ratio=1),
     case("ratio-4", "boundary", ((0, 9), (6, 7), (15, 1)), ratio=4),
+    case("request-without-tokens", "boundary", ((4, 0), (7, 2), (3, 0))),
     case("larger-state", "boundary", ((5, 4), (11, 1), (13, 6)), state_rows=7),
     case("poisoned-padding", "hostile", ((7, 2), (0, 4)), padding=5),
     case("padding-alone", "hostile", (), padding=3),

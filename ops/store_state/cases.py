@@ -81,6 +81,7 @@ CASES = (
     case("tokens-0", "boundary", ()),
     *(case(f"tokens-{n}", "boundary", ((0, n),)) for n in (1, 2, 3, 4, 5, 127, 128, 129)),
     case("one-row", "boundary", ((4, 3), (9, 1)), state_rows=1),
+    case("request-without-tokens", "boundary", ((4, 0), (7, 2), (3, 0))),
     case("state-larger-than-step", "boundary", ((11, 3), (0, 2)), state_rows=8),
     case("poisoned-padding", "hostile", ((7, 2), (0, 4)), padding=5),
     case("padding-alone", "hostile", (), padding=3),

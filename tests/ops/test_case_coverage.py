@@ -5,16 +5,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from ascend_dsv4.accuracy.calls import arguments, load_cases, make_inputs, to_numpy
+from ascend_dsv4.accuracy.operators import judge_case, prepare
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import Case, CaseInputs, Rng, changed, f32, i32, strided
 from ascend_dsv4.ops.coverage import caches, coverage, required, shown
-from ascend_dsv4.ops.registry import get_spec
+from ascend_dsv4.ops.registry import get_implementation, get_spec
 
 Break = Callable[[CaseInputs], CaseInputs]
 
@@ -116,6 +118,60 @@ def test_properties_reach_the_implementation(name: str) -> None:
 def has_subnormal(tensor: torch.Tensor) -> bool:
     size = tensor.double().abs()
     return bool(((size > 0) & (size < torch.finfo(tensor.dtype).smallest_normal)).any())
+
+
+def flushed(tensor: torch.Tensor) -> torch.Tensor:
+    """What a kernel sees that takes subnormal numbers for 0."""
+    if not tensor.is_floating_point() or tensor.dtype == torch.float8_e4m3fn:
+        return tensor
+    return torch.where(tensor.abs() < torch.finfo(tensor.dtype).smallest_normal, 0, tensor)
+
+
+def without_strides(tensor: torch.Tensor) -> torch.Tensor:
+    """What a kernel reads that takes a view for a dense tensor."""
+    return tensor.as_strided(tensor.shape, torch.empty(tensor.shape, device="meta").stride())
+
+
+def without_offset(tensor: torch.Tensor) -> torch.Tensor:
+    """What a kernel reads that begins where the memory begins."""
+    return tensor.as_strided(tensor.shape, tensor.stride(), 0)
+
+
+def notices(name: str, case: Case, dtype: str, seen: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether the comparison fails the reference behind this change of its arguments; written ones are changed in place."""
+    spec, reference = get_spec(name), get_implementation(name, "reference")
+
+    def implementation(*tensors: torch.Tensor | None, **attrs: Any) -> Any:
+        given = {arg: None if t is None else seen(t) for arg, t in zip(spec.args, tensors, strict=True)}
+        for (arg, before), tensor in zip(given.items(), tensors, strict=True):
+            if arg in spec.mutates and seen is flushed and before is not None and tensor is not None:
+                given[arg] = tensor.copy_(before)
+        return reference(*given.values(), **attrs)
+
+    try:
+        return any(result.status == "fail" for result in judge_case(prepare(name, case, dtype), "changed", implementation))
+    except (IndexError, RuntimeError, ValueError):
+        return True  # a table full of what lay beside it
+
+
+@pytest.mark.parametrize("name", [name for name in OP_NAMES if "subnormal" in required(get_spec(name)) and name != "route"])
+def test_subnormals_count(name: str) -> None:
+    """Whoever flushes them is found out, in each format. Scores of `route` do not feel them: only NaN could come of it."""
+    for case in load_cases(name):
+        if case.name in ("subnormal", "half-subnormal"):
+            dtype = "float16" if case.name == "half-subnormal" else "float32"
+            assert notices(name, case, dtype, flushed), case.name
+            assert not notices(name, case, dtype, lambda tensor: tensor)
+
+
+@pytest.mark.parametrize("seen", [without_strides, without_offset])
+@pytest.mark.parametrize("name", OP_NAMES)
+def test_views_count(name: str, seen: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Whoever ignores strides or offset is found out."""
+    spec = get_spec(name)
+    made = [(case, shown(spec, case, make_inputs(name, case))) for case in load_cases(name)]
+    views = [case for case, properties in made if any(prop.startswith("offset view") for prop in properties)]
+    assert all(notices(name, case, "float32", seen) for case in views)
 
 
 def test_views_keep_their_neighbours(rng: Rng) -> None:
