@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two dumps record by record: what belongs together, what has no partner, where they first part."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ascend_dsv4.accuracy.msprobe.dump import Dump, Leaf, Record
+from ascend_dsv4.accuracy.msprobe.examination import Tally, crc32s
+from ascend_dsv4.accuracy.msprobe.judging import judge_statistics, judge_values, threshold_verdict, tolerance_for
+from ascend_dsv4.accuracy.msprobe.table import PASS, STACK, Row, judge_rows, make_row
+from ascend_dsv4.accuracy.msprobe.tensor_files import values
+from ascend_dsv4.accuracy.results import OutputResult
+from ascend_dsv4.errors import DumpError
+
+Tensors = Mapping[Leaf, Tensor | None]
+STANDARD = "dtype"
+_PROCESS = re.compile(r"(?<![^/])(?:proc|pid)\d+(?![^/])")
+
+
+def pair_dumps(dumps: Sequence[Dump], benches: Sequence[Dump]) -> tuple[list[tuple[Dump, Dump]], list[str]]:
+    """Dumps of the same step and rank, and a sentence for those without a partner.
+
+    One dump on either side is a pair whatever its label. A process number stands for a rank where there is none, and differs
+    from run to run, so it counts as the same. Raises DumpError if nothing belongs together, or a dump is its own partner.
+    """
+    if len(dumps) == len(benches) == 1:
+        pairs, alone = [(dumps[0], benches[0])], []
+    else:
+        sides = [_by_place(side) for side in (dumps, benches)]
+        pairs = [(dump, sides[1][place]) for place, dump in sides[0].items() if place in sides[1]]
+        alone = [
+            f"{len(only)} of {len(side)} dumps are {where}: {', '.join(only)}"
+            for side, other, where in ((*sides, "in the first folder only"), (*sides[::-1], "in the bench only"))
+            if (only := [place for place in side if place not in other])
+        ]
+    if not pairs:
+        raise DumpError(
+            f"no step and rank in both dumps: {_some(d.label for d in dumps)} against {_some(d.label for d in benches)}; "
+            "expected the same folders, because records are paired by step, rank and name. Give the folders of one step, or of "
+            "one rank, on both sides."
+        )
+    return pairs, alone
+
+
+def _by_place(dumps: Sequence[Dump]) -> dict[str, Dump]:
+    """By label, without process numbers where that is still unique."""
+    plain = [_PROCESS.sub("proc", dump.label) for dump in dumps]
+    return {name if plain.count(name) == 1 else dump.label: dump for name, dump in zip(plain, dumps, strict=True)}
+
+
+def _some(labels: Iterator[str]) -> str:
+    return ", ".join(label or "(one file)" for label in labels)
+
+
+def refuse_same(dump: Dump, bench: Dump, identical: bool) -> None:
+    """Raise DumpError if two dumps are one: the same file, or a copy of it.
+
+    identical  two runs that should repeat to the bit: equal content is what is asked for, only the same file is refused
+    """
+    same = os.path.samefile(dump.file, bench.file)
+    equal = same or dump.file.stat().st_size == bench.file.stat().st_size and dump.file.read_bytes() == bench.file.read_bytes()
+    if same or equal and not identical:
+        hint = "If these are two runs that should repeat bit for bit, say that they may be identical." if not same else ""
+        raise DumpError(
+            f"refused: {dump.file} and {bench.file} are {'the same file' if same else 'equal byte for byte'}; expected dumps "
+            f"of two runs, because a dump never differs from itself. Give the second run's folder as bench. {hint}".rstrip()
+        )
+
+
+@dataclass
+class Comparison:
+    """Collects what comparing pairs of dumps found."""
+
+    command: str = ""
+    results: list[OutputResult] = field(default_factory=list)
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    """Step and rank → rows of msprobe's table."""
+    modes: dict[str, str] = field(default_factory=dict)
+    only_here: Tally = field(default_factory=lambda: Tally("values have no partner in the bench (unmatched names)"))
+    only_bench: Tally = field(default_factory=lambda: Tally("values of the bench have no partner (unmatched names)"))
+    lenient: Tally = field(
+        default_factory=lambda: Tally("outputs beyond the tolerance of their dtype would pass by msprobe's rules or thresholds")
+    )
+    first: list[str] = field(default_factory=list)
+    """Where inputs agree and outputs do not, in order."""
+    num_matched: int = 0
+    num_differ: int = 0
+
+    def unmatched(self, dump: Dump, record: Record | None, bench: Record | None) -> None:
+        """Count a record that one side lacks."""
+        alone = record or bench
+        assert alone is not None
+        tally = self.only_here if record else self.only_bench
+        mode = self.modes[dump.label]
+        rows = [make_row(mode, leaf, None, {}) if record else make_row(mode, None, leaf, {}) for leaf in alone.leaves]
+        for leaf in alone.leaves:
+            tally.add(dump.where(leaf.name))
+        judge_rows(mode, rows)
+        self.rows.setdefault(dump.label, []).extend(rows)
+
+    def record(self, dump: Dump, record: Record, bench: Record, tensors: Tensors, bench_tensors: Tensors) -> None:
+        """Compare one record with its partner."""
+        mine, theirs = ({leaf.position: leaf for leaf in side.leaves} for side in (record, bench))
+        mode, rows, results = self.modes[dump.label], [], []
+        for position in dict.fromkeys([*mine, *theirs]):
+            leaf, other = mine.get(position), theirs.get(position)
+            if leaf is None or other is None:
+                tally, alone = (self.only_here, leaf) if leaf is not None else (self.only_bench, other)
+                assert alone is not None
+                tally.add(dump.where(alone.name))
+                rows.append(make_row(mode, leaf, other, {}))
+                continue
+            self.num_matched += 1
+            result = self._pair(dump, record, leaf, other, tensors.get(leaf), bench_tensors.get(other))
+            found = result.figures if result else {}
+            rows.append(make_row(mode, leaf, other, found, result.reason if result and result.check == "misfit" else ""))
+            if result:
+                results.append((leaf, result))
+        judge_rows(mode, rows)
+        if rows and record.name in dump.stacks:
+            rows[0][STACK] = dump.stacks[record.name]
+        self.rows.setdefault(dump.label, []).extend(rows)
+        self._conclude(dump, record, results, {row["NPU Name"]: row["Result"] for row in rows})
+
+    def _conclude(
+        self, dump: Dump, record: Record, results: Sequence[tuple[Leaf, OutputResult]], verdicts: Mapping[str, str]
+    ) -> None:
+        """Tell errors of this call from those of its inputs, and ours from msprobe's verdict."""
+        tainted = any(result.status == "fail" and leaf.role in ("input", "parameters") for leaf, result in results)
+        fresh = [leaf.position for leaf, result in results if leaf.role == "output" and result.status == "fail" and not tainted]
+        if fresh:
+            self.first.append(f"{dump.where(record.name)} {', '.join(fresh)}")
+        for leaf, result in results:
+            self.num_differ += result.status == "fail"
+            if result.status == "fail" and leaf.role == "output":
+                verdict = threshold_verdict(result.figures) if "MaxAbsErr" in result.figures else ""
+                if verdicts.get(leaf.name) == PASS or verdict == PASS:
+                    self.lenient.add(dump.where(leaf.name))
+                if tainted:
+                    result = dataclasses.replace(result, reason=f"inherited, its inputs differ: {result.reason}")
+            self.results.append(result)
+
+    def _pair(
+        self, dump: Dump, record: Record, leaf: Leaf, other: Leaf, tensor: Tensor | None, bench: Tensor | None
+    ) -> OutputResult | None:
+        """A verdict on two values; None for plain values that are equal."""
+        identity: dict[str, Any] = {
+            "op": record.api, "implementation": "dump", "dtype": leaf.dtype or leaf.type, "case": dump.where(record.name),
+            "kind": "recorded", "output": leaf.position, "golden": "recorded", "standard": STANDARD,
+            "command": f"{self.command} --names {record.name}" if self.command else "",
+        }  # fmt: skip
+        if not (leaf.is_tensor and other.is_tensor):
+            if (leaf.is_tensor, leaf.type, leaf.value) == (other.is_tensor, other.type, other.value):
+                return None
+            reason = f"is {leaf.type} {leaf.value!r}, expected {other.type} {other.value!r}"
+            return OutputResult(**identity, status="fail", reason=reason[:200], check="value", ratio=math.inf)
+        zero = "refused" if leaf.role == "output" and leaf.num_elements > 1 else "noted"
+        limit = tolerance_for((leaf.dtype, other.dtype))
+        if tensor is not None and bench is not None:
+            return judge_values(values(tensor), values(bench), limit, identity, zero)
+        left, right = _checksum(leaf, tensor), _checksum(other, bench)
+        if left and left == right and leaf.shape == other.shape:
+            return OutputResult(**identity, status="pass", num_elements=leaf.num_elements, figures={"MaxAbsErr": 0.0})
+        result = judge_statistics(leaf, other, limit, identity, zero)
+        if left and right and result.status == "noted":
+            reason = f"checksums differ: {left}, expected {right}"
+            return dataclasses.replace(result, status="fail", reason=reason, check="checksum", ratio=math.inf)
+        return result
+
+    def findings(self) -> list[str]:
+        """What the comparison found besides its results, most telling first."""
+        found = []
+        if self.first:
+            more = f"; {len(self.first) - 1} more calls like it, the next: {self.first[1]}" if len(self.first) > 1 else ""
+            found.append(f"first divergence: {self.first[0]}: its inputs agree, its output does not{more}")
+        elif self.num_differ:
+            found.append("every call whose output differs has inputs that differ: what went wrong first is not recorded")
+        for tally, total in ((self.only_here, self.only_here.count), (self.only_bench, self.only_bench.count)):
+            if tally.count:
+                found.append(tally.sentence(total + self.num_matched))
+        if self.lenient.count:
+            found.append(self.lenient.sentence(self.num_differ))
+        return found
+
+
+def _checksum(leaf: Leaf, tensor: Tensor | None) -> str:
+    """As recorded, or of the stored bytes."""
+    return leaf.checksum or (min(crc32s(tensor)) if tensor is not None else "")
+
+
+def mode_of(dump: Dump, bench: Dump) -> str:
+    """Which of msprobe's tables two dumps make."""
+    if dump.task == bench.task == "tensor":
+        return "tensor"
+    checked = [any(leaf.checksum for record in side.records.values() for leaf in record.leaves) for side in (dump, bench)]
+    return "md5" if all(checked) else "statistics"
