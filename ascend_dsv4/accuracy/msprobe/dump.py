@@ -91,7 +91,11 @@ class Leaf:
     @property
     def name(self) -> str:
         """As msprobe calls it in its tables: the file's name without its ending, or else record and position."""
-        return self.data_name.rsplit(".", 1)[0] if self.data_name else f"{self.record}.{self.position}"
+        if self.data_name:
+            return self.data_name.rsplit(".", 1)[0]
+        if self.role in ("parameters_grad", "debug"):  # which the record's own name says already
+            return ".".join((self.record, *self.path))
+        return f"{self.record}.{self.position}"
 
     @property
     def num_elements(self) -> int:
@@ -234,7 +238,7 @@ def _read_record(file: Path, name: str, content: Any) -> Record:
     if direction == "debug":
         return Record(name, api, call, direction, {"debug": content}, tuple(_leaves(file, name, "debug", content)))
     if not isinstance(content, Mapping):
-        raise DumpError(f"{file}: record {name} is {_kind(content)}, expected an object with input_args and output. Is it damaged?")
+        raise DumpError(f"{file}: record {name} is {_kind(content)}, expected an object. Is the file damaged?")
     leaves: list[Leaf] = []
     if direction == "parameters_grad":
         for parameter, gradients in content.items():

@@ -51,7 +51,7 @@ def import_msprobe(
     """
     start = time.perf_counter()
     if csv is not None and bench is None:
-        raise ConfigError("csv without bench: msprobe's table compares two dumps. Give the golden one as bench, or leave out csv.")
+        raise ConfigError("csv without bench: msprobe's table compares two dumps. Give a bench, or leave out csv.")
     command = " ".join([COMMAND, str(directory), *(["--bench", str(bench)] if bench is not None else [])])
     errors: list[CaseError] = []
     dumps = _read_all(directory, names, errors)
@@ -143,8 +143,8 @@ def _compare(
                 comparison.unmatched(dump, record, other)
     if not comparison.num_matched:
         raise DumpError(
-            f"no value is in both dumps: {_first(d for d, _ in pairs)} against {_first(b for _, b in pairs)}; expected the "
-            "same names, because values are paired by name. Record both with the same level, and the same versions of the model."
+            f"no value is in both dumps: {_first(d for d, _ in pairs)} against {_first(b for _, b in pairs)}; expected "
+            "the same names, because values are paired by name. Record both with the same level and the same model code."
         )
     return [*comparison.findings(), *alone, *mine.findings(), *theirs.findings()]
 
@@ -159,8 +159,8 @@ def _nothing(dumps: Sequence[Dump], paired: bool) -> str:
         return "nothing was decided: no pair of values could have differed"
     tasks = " and ".join(sorted({dump.task or "unnamed" for dump in dumps}))
     return (
-        f"nothing was compared: with task {tasks}, no call of a known operator has its inputs and outputs stored. Give a second "
-        'dump as bench, or record with task "tensor"'
+        f"nothing was compared: with task {tasks}, no call of a known operator has its inputs and outputs stored. Give a "
+        'second dump as bench, or record with task "tensor"'
     )
 
 

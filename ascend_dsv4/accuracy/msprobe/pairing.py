@@ -76,6 +76,26 @@ def refuse_same(dump: Dump, bench: Dump, identical: bool) -> None:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Suspect:
+    """A call whose output differs by more than its limit though its inputs do not."""
+
+    name: str
+    outputs: str
+    before: float
+    """Largest error of an input over its limit."""
+    after: float
+    """The same of the outputs."""
+
+    @property
+    def growth(self) -> float:
+        """By how much the error grew. Inputs that agree to the bit count as a thousandth of their limit."""
+        return self.after / max(self.before, 1e-3)
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.outputs} (error over limit: inputs {self.before:.2g}, output {self.after:.2g})"
+
+
 @dataclass
 class Comparison:
     """Collects what comparing pairs of dumps found."""
@@ -88,12 +108,13 @@ class Comparison:
     only_here: Tally = field(default_factory=lambda: Tally("values have no partner in the bench (unmatched names)"))
     only_bench: Tally = field(default_factory=lambda: Tally("values of the bench have no partner (unmatched names)"))
     lenient: Tally = field(
-        default_factory=lambda: Tally("outputs beyond the tolerance of their dtype would pass by msprobe's rules or thresholds")
+        default_factory=lambda: Tally("outputs that are beyond the tolerance of their dtype pass by msprobe's rules or thresholds")
     )
-    first: list[str] = field(default_factory=list)
-    """Where inputs agree and outputs do not, in order."""
+    suspects: list[Suspect] = field(default_factory=list)
+    """Calls whose inputs agree and whose outputs do not, in order."""
     num_matched: int = 0
     num_differ: int = 0
+    """Outputs beyond the tolerance of their dtype."""
 
     def unmatched(self, dump: Dump, record: Record | None, bench: Record | None) -> None:
         """Count a record that one side lacks."""
@@ -135,13 +156,16 @@ class Comparison:
         self, dump: Dump, record: Record, results: Sequence[tuple[Leaf, OutputResult]], verdicts: Mapping[str, str]
     ) -> None:
         """Tell errors of this call from those of its inputs, and ours from msprobe's verdict."""
-        tainted = any(result.status == "fail" and leaf.role in ("input", "parameters") for leaf, result in results)
-        fresh = [leaf.position for leaf, result in results if leaf.role == "output" and result.status == "fail" and not tainted]
-        if fresh:
-            self.first.append(f"{dump.where(record.name)} {', '.join(fresh)}")
+        inputs = [result for leaf, result in results if leaf.role in ("input", "parameters")]
+        tainted = any(result.status == "fail" for result in inputs)
+        fresh = {leaf.position: result for leaf, result in results if leaf.role == "output" and result.status == "fail"}
+        if fresh and not tainted:
+            before = max((result.ratio for result in inputs), default=0.0)
+            after = max(result.ratio for result in fresh.values())
+            self.suspects.append(Suspect(dump.where(record.name), ", ".join(fresh), before, after))
         for leaf, result in results:
-            self.num_differ += result.status == "fail"
             if result.status == "fail" and leaf.role == "output":
+                self.num_differ += 1
                 verdict = threshold_verdict(result.figures) if "MaxAbsErr" in result.figures else ""
                 if verdicts.get(leaf.name) == PASS or verdict == PASS:
                     self.lenient.add(dump.where(leaf.name))
@@ -179,9 +203,11 @@ class Comparison:
     def findings(self) -> list[str]:
         """What the comparison found besides its results, most telling first."""
         found = []
-        if self.first:
-            more = f"; {len(self.first) - 1} more calls like it, the next: {self.first[1]}" if len(self.first) > 1 else ""
-            found.append(f"first divergence: {self.first[0]}: its inputs agree, its output does not{more}")
+        if self.suspects:
+            first, most = self.suspects[0], max(self.suspects, key=lambda suspect: suspect.growth)
+            found.append(f"first divergence of {len(self.suspects)}: {first}: its inputs agree, its output does not")
+            if most is not first:
+                found.append(f"largest growth of an error: {most}")
         elif self.num_differ:
             found.append("every call whose output differs has inputs that differ: what went wrong first is not recorded")
         for tally, total in ((self.only_here, self.only_here.count), (self.only_bench, self.only_bench.count)):
