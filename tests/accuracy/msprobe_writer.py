@@ -132,7 +132,9 @@ def gate(logits: Tensor, bias: Tensor, k: int, scaling: float, eps: float) -> tu
     return weights / (weights.sum(-1, keepdim=True) + eps) * scaling, chosen.int()
 
 
-def run(writer: DumpWriter, seed: int, dtype: torch.dtype = torch.float32, wrong: Wrong | None = None, noise: float = 0.0) -> None:
+def run(
+    writer: DumpWriter, seed: int, dtype: torch.dtype = torch.float32, wrong: Wrong | None = None, noise: float = 0.0
+) -> None:
     """A small decoder layer, call by call, as an L1 dump records it.
 
     wrong  API → what it does to its output
@@ -148,7 +150,8 @@ def run(writer: DumpWriter, seed: int, dtype: torch.dtype = torch.float32, wrong
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         y = F.linear(x, weight, bias)
         y = y + noise * torch.sin(torch.arange(y.numel(), dtype=torch.float32)).reshape(y.shape).to(dtype) * y
-        return call("Functional.linear", x, weight, **({"bias": bias} if bias is not None else {}), returns=y)  # type: ignore[no-any-return]
+        result: Tensor = call("Functional.linear", x, weight, **({} if bias is None else {"bias": bias}), returns=y)
+        return result
 
     tokens, hidden, inner = 6, 16, 24
     ids, table = torch.randint(0, 40, (tokens,)), torch.randn(40, hidden).to(dtype)

@@ -21,8 +21,8 @@ SUM_ERROR = 1e-4
 """Share by which a mean or a norm that was summed in float32 in any order may be off."""
 PRECISION = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 """Distance of 1 to the next number."""
-STORED_AS = {"bfloat16": ("float32",), "float8_e4m3fn": ("float32",), "float8_e5m2": ("float32",)}
-"""Recorded dtype → what MindSpore dumps may hold instead, since .npy files have no such type."""
+NPY_DTYPES = {"bfloat16": ("float32",), "float8_e4m3fn": ("float32",), "float8_e5m2": ("float32",)}
+"""Recorded dtype → what a .npy file holds, which has no such type."""
 TORCH_DTYPES = frozenset(str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype))
 HALF_MAX = 65504.0
 
@@ -173,7 +173,8 @@ def against_stored(leaf: Leaf, tensor: Tensor) -> Iterator[tuple[str, str]]:
     if tuple(tensor.shape) != leaf.shape:
         yield "type", f"stored {list(tensor.shape)}, recorded {list(leaf.shape)}"
         return
-    if stored != leaf.dtype and stored not in STORED_AS.get(leaf.dtype, ()) and leaf.dtype in TORCH_DTYPES:
+    may_be = (leaf.dtype, *NPY_DTYPES.get(leaf.dtype, ())) if leaf.data_name.endswith(".npy") else (leaf.dtype,)
+    if stored not in may_be and leaf.dtype in TORCH_DTYPES:
         yield "type", f"stored {stored}, recorded {leaf.dtype}"
         return
     actual = summary(tensor)

@@ -4,25 +4,24 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.msprobe.dump import Dump, Leaf, Record, find_dumps, read_dump
 from ascend_dsv4.accuracy.msprobe.examination import Examination
-from ascend_dsv4.accuracy.msprobe.pairing import STANDARD, Comparison, mode_of, pair_dumps, refuse_same
+from ascend_dsv4.accuracy.msprobe.pairing import Comparison, mode_of, pair_dumps, refuse_same
 from ascend_dsv4.accuracy.msprobe.recomputing import Recomputation
 from ascend_dsv4.accuracy.msprobe.table import write_table
 from ascend_dsv4.accuracy.msprobe.tensor_files import load_tensor
 from ascend_dsv4.accuracy.results import CaseError, Report
 from ascend_dsv4.errors import ConfigError, DumpError
 
+STANDARDS = ("tolerance", "opbase-single", "mixed", "msprobe")
 COMMAND = "ascend-dsv4 compare import-msprobe"
 MAX_ERRORS = 100
 """Damaged files that are reported one by one."""
@@ -32,6 +31,7 @@ def import_msprobe(
     directory: str | Path,
     bench: str | Path | None = None,
     *,
+    standard: str = "tolerance",
     names: Sequence[str] = (),
     csv: str | Path | None = None,
     identical: bool = False,
@@ -41,6 +41,7 @@ def import_msprobe(
     directory  a dump.json, or a folder of one rank, step or run
     bench      a second dump, the golden one: records are paired by step, rank, name and position. Without it, recorded calls
                of operators we know are computed again in float64 from their stored inputs
+    standard   one of STANDARDS, for verdicts on stored tensors: by default the operator's own tolerance, or the dtype's
     names      patterns (Functional.linear.*) of the records to look at; all if empty
     csv        where to write msprobe's own table, with a bench only; several steps or ranks make several files beside it
     identical  the two dumps may be equal byte for byte, being two runs that should repeat exactly
@@ -52,11 +53,13 @@ def import_msprobe(
     start = time.perf_counter()
     if csv is not None and bench is None:
         raise ConfigError("csv without bench: msprobe's table compares two dumps. Give a bench, or leave out csv.")
+    if standard not in STANDARDS:
+        raise ConfigError(f"standard={standard!r}: expected one of {', '.join(STANDARDS)}, because a dump has no baseline.")
     command = " ".join([COMMAND, str(directory), *(["--bench", str(bench)] if bench is not None else [])])
     errors: list[CaseError] = []
     dumps = _read_all(directory, names, errors)
     if bench is None:
-        examination, recomputation = Examination(), Recomputation(command)
+        examination, recomputation = Examination(), Recomputation(standard, command)
         for dump in dumps:
             for record in dump.records.values():
                 tensors = _load(dump, record, errors, command)
@@ -64,7 +67,7 @@ def import_msprobe(
                 recomputation.record(dump, record, tensors)
         results, findings = recomputation.results, examination.findings()
     else:
-        comparison = Comparison(command)
+        comparison = Comparison(standard, command)
         findings = _compare(dumps, _read_all(bench, names, errors), comparison, identical, errors)
         results = comparison.results
         for label, rows in comparison.rows.items() if csv is not None else ():
@@ -74,7 +77,7 @@ def import_msprobe(
         findings.append(_nothing(dumps, bench is not None))
     return Report(
         f"msprobe dump {directory}" + (f" against {bench}" if bench is not None else ""),
-        command, _environment(dumps), STANDARD if bench is not None else "op", tuple(results), tuple(errors),
+        command, {**environment(), **_contents(dumps)}, standard, tuple(results), tuple(errors),
         findings=tuple(findings), seconds=time.perf_counter() - start,
     )  # fmt: skip
 
@@ -169,9 +172,7 @@ def _table_file(file: Path, label: str, count: int) -> Path:
     return file if count == 1 else file.with_name(f"{file.stem}_{label.replace('/', '_')}{file.suffix}")
 
 
-def _environment(dumps: Sequence[Dump]) -> Mapping[str, str]:
+def _contents(dumps: Sequence[Dump]) -> Mapping[str, str]:
     kinds = sorted({f"{dump.framework} {dump.level} {dump.task}".strip() for dump in dumps})
-    return {
-        "python": platform.python_version(), "torch": str(torch.__version__), "numpy": np.__version__,
-        "dumps": f"{len(dumps)} ({', '.join(kinds)})", "records": str(sum(len(dump.records) for dump in dumps)),
-    }  # fmt: skip
+    records = sum(len(dump.records) for dump in dumps)
+    return {"dumps": f"{len(dumps)} ({', '.join(kinds)})", "records": str(records)}

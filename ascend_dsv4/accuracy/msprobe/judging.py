@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ascend_dsv4.accuracy.judging import OutputContext, judge_output
 from ascend_dsv4.accuracy.msprobe.dump import STATISTICS, Leaf
 from ascend_dsv4.accuracy.msprobe.examination import PRECISION, SUM_ERROR
-from ascend_dsv4.accuracy.results import BINS, PARTS, OutputResult, Worst
-from ascend_dsv4.ops.compare import Comparison, compare
+from ascend_dsv4.accuracy.results import OutputResult
+from ascend_dsv4.accuracy.standards import MSPROBE_ACCURATE, MSPROBE_WRONG, SINGLE_THRESHOLD
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.spec import EXACT, Tolerance
 
@@ -31,8 +33,8 @@ TOLERANCES = {
 the neighbouring code."""
 COARSENESS = tuple(TOLERANCES)
 """Dtypes from fine to coarse."""
-MSPROBE = (0.99, 0.001, 0.9, 1.0)
-"""Cosine above and largest error below which msprobe accepts; cosine below or largest error above which it rejects."""
+STATISTICS_STANDARD = "statistics"
+"""What results of recorded statistics name as their standard."""
 
 
 def tolerance_for(dtypes: tuple[str, ...], op: str = "", output: str = "") -> Tolerance:
@@ -40,13 +42,17 @@ def tolerance_for(dtypes: tuple[str, ...], op: str = "", output: str = "") -> To
 
     Integers and booleans are exact; a dtype without a line counts as float32.
     """
-    floats = [name for name in dtypes if name.startswith(("float", "bfloat", "complex"))]
-    if not floats:
+    if not any(name.startswith(("float", "bfloat", "complex")) for name in dtypes):
         return EXACT
-    known = [name for name in floats if name in TOLERANCES]
-    coarsest = max(known, key=COARSENESS.index) if known else "float32"
+    dtype = coarsest(dtypes)
     own = get_spec(op).tol if op else {}
-    return own.get((output, coarsest), TOLERANCES[coarsest])
+    return own.get((output, dtype), TOLERANCES.get(dtype, TOLERANCES["float32"]))
+
+
+def coarsest(dtypes: tuple[str, ...]) -> str:
+    """The one with the fewest digits; the first if none is a float that has a line."""
+    known = [name for name in dtypes if name in TOLERANCES]
+    return max(known, key=COARSENESS.index) if known else dtypes[0]
 
 
 def figures(actual: Array, expected: Array) -> dict[str, float]:
@@ -87,55 +93,46 @@ def _cosine(a: Array, e: Array) -> float:
 def threshold_verdict(found: Mapping[str, float]) -> str:
     """pass, warning or error by msprobe's thresholds of cosine and largest absolute error. A figure that is missing does not
     count; NaN is an error."""
-    cosine, error = found.get("Cosine", 1.0), found.get("MaxAbsErr", 0.0)
-    good_cosine, good_error, bad_cosine, bad_error = MSPROBE
-    if math.isnan(cosine) or math.isnan(error) or cosine < bad_cosine or error > bad_error:
+    angle, error = found.get("Cosine", 1.0), found.get("MaxAbsErr", 0.0)
+    if math.isnan(angle) or math.isnan(error) or angle < MSPROBE_WRONG[0] or error > MSPROBE_WRONG[1]:
         return "error"
-    return "pass" if cosine > good_cosine and error < good_error else "warning"
+    return "pass" if angle > MSPROBE_ACCURATE[0] and error < MSPROBE_ACCURATE[1] else "warning"
 
 
-def judge_values(actual: Array, expected: Array, tolerance: Tolerance, identity: Mapping[str, Any], zero: str) -> OutputResult:
+def judge_values(
+    actual: Array, expected: Array, dtype: str, tolerance: Tolerance, identity: Mapping[str, Any], *, standard: str,
+    zero: str = "refused", choice_gap: float | None = None, scores: Array | None = None,
+) -> OutputResult:  # fmt: skip
     """A verdict on two arrays.
 
+    dtype     of the output, in which units of the last place are counted
     identity  fields of OutputResult that say what is compared
     zero      status of a pair that is zero throughout on both sides: refused, or noted where zeros are no surprise
+    choice_gap, scores  of chosen numbers, see `accuracy.judging`
     """
-    if actual.shape == expected.shape and expected.size == 0:
-        return OutputResult(**identity, status="noted", reason="no elements")
-    if actual.shape == expected.shape and not actual.any() and not expected.any():
-        return OutputResult(
-            **identity, status="refused" if zero == "refused" else "noted", check="zero", num_elements=expected.size,
-            reason="all zero on both sides, which says nothing", ratio=math.inf if zero == "refused" else 0.0,
-        )  # fmt: skip
-    floating = "f" in (actual.dtype.kind, expected.dtype.kind)
-    if floating:
+    same_shape = actual.shape == expected.shape
+    if same_shape and expected.size == 0:
+        return OutputResult(**identity, standard=standard, status="noted", reason="no elements")
+    if same_shape and not actual.any() and not expected.any():
+        return both_zero(identity, standard, zero, expected.size)
+    if "f" in (actual.dtype.kind, expected.dtype.kind):
         actual, expected = actual.astype(np.float64), expected.astype(np.float64)
-    # A scalar as one element; constants other than zero can differ, so they are no refusal here.
-    found = compare(np.atleast_1d(actual), np.atleast_1d(expected), tolerance, allow_constant=True)
-    fits = actual.shape == expected.shape
-    return OutputResult(
-        **identity,
-        status="pass" if found.passed else "fail", reason=found.reason, check=found.check, ratio=found.ratio,
-        num_elements=found.num_elements, figures=figures(actual, expected) if fits else {},
-        worst=Worst(found.worst_index, found.worst_actual, found.worst_expected) if fits else None,
-        **_distribution(actual, expected, tolerance, found) if fits and floating else {},
+    # A standard has limits for some dtypes only. Constants other than zero can differ, so they are no refusal here.
+    standard = standard if dtype in SINGLE_THRESHOLD else "tolerance"
+    names = ("op", "implementation", "dtype", "case", "kind", "output", "golden")
+    context = OutputContext(
+        **{name: identity[name] for name in names}, actual=np.atleast_1d(actual), expected=np.atleast_1d(expected),
+        output_dtype=dtype, tolerance=tolerance, allow_constant=True, choice_gap=choice_gap, scores=scores,
     )  # fmt: skip
+    return dataclasses.replace(judge_output(context, standard=standard), command=identity["command"])
 
 
-def _distribution(actual: Array, expected: Array, tolerance: Tolerance, found: Comparison) -> dict[str, Any]:
-    """Histogram and position of errors over their limits, for the pages that draw them."""
-    if found.passed and found.max_abs == 0:
-        return {"histogram": (found.num_elements, *(0 for _ in BINS[1:])), "by_position": ()}
-    a, e = np.atleast_1d(actual), np.atleast_1d(expected)
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        error = np.abs(a - e)
-        ratio = np.where(a == e, 0.0, error / (tolerance.abs + tolerance.rel * np.abs(e)))
-    ratio = np.where(np.isnan(ratio), np.where(np.isnan(a) & np.isnan(e), 0.0, np.inf), ratio)
-    edges = [0.0, 1e-3, 1e-2, 0.1, 0.5, 1.0, 2.0, 10.0]
-    counts = np.bincount(np.searchsorted(edges, ratio.reshape(-1), side="left"), minlength=len(BINS))
-    parts = np.array_split(ratio.reshape(ratio.shape[0], -1), min(PARTS, ratio.shape[0]))
-    by_position = tuple(float(part.max(initial=0.0)) for part in parts)
-    return {"histogram": tuple(int(count) for count in counts), "by_position": by_position}
+def both_zero(identity: Mapping[str, Any], standard: str, zero: str, count: int) -> OutputResult:
+    """The result of two tensors that are zero throughout."""
+    return OutputResult(
+        **identity, standard=standard, status="refused" if zero == "refused" else "noted", check="zero", num_elements=count,
+        reason="all zero on both sides, which says nothing", ratio=math.inf if zero == "refused" else 0.0,
+    )  # fmt: skip
 
 
 def judge_statistics(
@@ -148,25 +145,23 @@ def judge_statistics(
     add. Statistics within them do not show that the tensors agree.
     """
     left, right = actual.statistics, expected.statistics
+    labels = {**identity, "standard": STATISTICS_STANDARD}
     if actual.shape != expected.shape:
         reason = f"actual has shape {list(actual.shape)}, expected has {list(expected.shape)}"
-        return OutputResult(**identity, status="fail", reason=reason, check="misfit", ratio=math.inf)
+        return OutputResult(**labels, status="fail", reason=reason, check="misfit", ratio=math.inf)
     pairs = {key: (left.get(key), right.get(key)) for key in STATISTICS}
     numbers = {key: (a, e) for key, (a, e) in pairs.items() if a is not None and e is not None}
     count = expected.num_elements
     if not numbers:
-        return OutputResult(**identity, status="noted", reason="no statistics recorded", num_elements=count)
+        return OutputResult(**labels, status="noted", reason="no statistics recorded", num_elements=count)
     if all(a == e == 0 for a, e in numbers.values()):
-        return OutputResult(
-            **identity, status="refused" if zero == "refused" else "noted", check="zero", num_elements=count,
-            reason="all zero on both sides, which says nothing", ratio=math.inf if zero == "refused" else 0.0,
-        )  # fmt: skip
+        return both_zero(identity, STATISTICS_STANDARD, zero, count)
     precision = max(PRECISION.get(dtype, 2.0**-23) for dtype in (actual.dtype, expected.dtype))
     ratios = {key: _ratio(key, a, e, tolerance, right.get("Norm"), count, precision) for key, (a, e) in numbers.items()}
     worst = max(ratios, key=lambda key: ratios[key])
     reason = f"{worst} is {numbers[worst][0]:g}, expected {numbers[worst][1]:g}" if ratios[worst] > 1 else ""
     return OutputResult(
-        **identity, status="fail" if reason else "pass", reason=reason, check=worst if reason else "", ratio=ratios[worst],
+        **labels, status="fail" if reason else "pass", reason=reason, check=worst if reason else "", ratio=ratios[worst],
         num_elements=count, figures=_differences(numbers),
     )  # fmt: skip
 

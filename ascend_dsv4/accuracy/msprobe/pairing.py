@@ -15,14 +15,20 @@ from torch import Tensor
 
 from ascend_dsv4.accuracy.msprobe.dump import Dump, Leaf, Record
 from ascend_dsv4.accuracy.msprobe.examination import Tally, crc32s
-from ascend_dsv4.accuracy.msprobe.judging import judge_statistics, judge_values, threshold_verdict, tolerance_for
+from ascend_dsv4.accuracy.msprobe.judging import (
+    coarsest,
+    figures,
+    judge_statistics,
+    judge_values,
+    threshold_verdict,
+    tolerance_for,
+)
 from ascend_dsv4.accuracy.msprobe.table import PASS, STACK, Row, judge_rows, make_row
 from ascend_dsv4.accuracy.msprobe.tensor_files import values
 from ascend_dsv4.accuracy.results import OutputResult
 from ascend_dsv4.errors import DumpError
 
 Tensors = Mapping[Leaf, Tensor | None]
-STANDARD = "dtype"
 _PROCESS = re.compile(r"(?<![^/])(?:proc|pid)\d+(?![^/])")
 
 
@@ -100,6 +106,7 @@ class Suspect:
 class Comparison:
     """Collects what comparing pairs of dumps found."""
 
+    standard: str = "tolerance"
     command: str = ""
     results: list[OutputResult] = field(default_factory=list)
     rows: dict[str, list[Row]] = field(default_factory=dict)
@@ -108,7 +115,7 @@ class Comparison:
     only_here: Tally = field(default_factory=lambda: Tally("values have no partner in the bench (unmatched names)"))
     only_bench: Tally = field(default_factory=lambda: Tally("values of the bench have no partner (unmatched names)"))
     lenient: Tally = field(
-        default_factory=lambda: Tally("outputs that are beyond the tolerance of their dtype pass by msprobe's rules or thresholds")
+        default_factory=lambda: Tally("outputs beyond the tolerance of their dtype pass by msprobe's rules or thresholds")
     )
     suspects: list[Suspect] = field(default_factory=list)
     """Calls whose inputs agree and whose outputs do not, in order."""
@@ -131,7 +138,10 @@ class Comparison:
     def record(self, dump: Dump, record: Record, bench: Record, tensors: Tensors, bench_tensors: Tensors) -> None:
         """Compare one record with its partner."""
         mine, theirs = ({leaf.position: leaf for leaf in side.leaves} for side in (record, bench))
-        mode, rows, results = self.modes[dump.label], [], []
+        mode = self.modes[dump.label]
+        rows: list[Row] = []
+        results: list[tuple[Leaf, OutputResult]] = []
+        thresholds: dict[str, str] = {}
         for position in dict.fromkeys([*mine, *theirs]):
             leaf, other = mine.get(position), theirs.get(position)
             if leaf is None or other is None:
@@ -141,19 +151,19 @@ class Comparison:
                 rows.append(make_row(mode, leaf, other, {}))
                 continue
             self.num_matched += 1
-            result = self._pair(dump, record, leaf, other, tensors.get(leaf), bench_tensors.get(other))
-            found = result.figures if result else {}
+            result, found = self._pair(dump, record, leaf, other, tensors.get(leaf), bench_tensors.get(other))
             rows.append(make_row(mode, leaf, other, found, result.reason if result and result.check == "misfit" else ""))
             if result:
                 results.append((leaf, result))
+                thresholds[leaf.name] = threshold_verdict(found) if "MaxAbsErr" in found else ""
         judge_rows(mode, rows)
         if rows and record.name in dump.stacks:
             rows[0][STACK] = dump.stacks[record.name]
         self.rows.setdefault(dump.label, []).extend(rows)
-        self._conclude(dump, record, results, {row["NPU Name"]: row["Result"] for row in rows})
+        self._conclude(dump, record, results, [thresholds, {row["NPU Name"]: row["Result"] for row in rows}])
 
     def _conclude(
-        self, dump: Dump, record: Record, results: Sequence[tuple[Leaf, OutputResult]], verdicts: Mapping[str, str]
+        self, dump: Dump, record: Record, results: Sequence[tuple[Leaf, OutputResult]], verdicts: Sequence[Mapping[str, str]]
     ) -> None:
         """Tell errors of this call from those of its inputs, and ours from msprobe's verdict."""
         inputs = [result for leaf, result in results if leaf.role in ("input", "parameters")]
@@ -166,8 +176,7 @@ class Comparison:
         for leaf, result in results:
             if result.status == "fail" and leaf.role == "output":
                 self.num_differ += 1
-                verdict = threshold_verdict(result.figures) if "MaxAbsErr" in result.figures else ""
-                if verdicts.get(leaf.name) == PASS or verdict == PASS:
+                if any(verdict.get(leaf.name) == PASS for verdict in verdicts):
                     self.lenient.add(dump.where(leaf.name))
                 if tainted:
                     result = dataclasses.replace(result, reason=f"inherited, its inputs differ: {result.reason}")
@@ -175,30 +184,29 @@ class Comparison:
 
     def _pair(
         self, dump: Dump, record: Record, leaf: Leaf, other: Leaf, tensor: Tensor | None, bench: Tensor | None
-    ) -> OutputResult | None:
-        """A verdict on two values; None for plain values that are equal."""
+    ) -> tuple[OutputResult | None, Mapping[str, float]]:
+        """A verdict on two values, None for plain values that are equal; and figures for the table."""
         identity: dict[str, Any] = {
             "op": record.api, "implementation": "dump", "dtype": leaf.dtype or leaf.type, "case": dump.where(record.name),
-            "kind": "recorded", "output": leaf.position, "golden": "recorded", "standard": STANDARD,
+            "kind": "recorded", "output": leaf.position, "golden": "recorded",
             "command": f"{self.command} --names {record.name}" if self.command else "",
         }  # fmt: skip
         if not (leaf.is_tensor and other.is_tensor):
-            if (leaf.is_tensor, leaf.type, leaf.value) == (other.is_tensor, other.type, other.value):
-                return None
-            reason = f"is {leaf.type} {leaf.value!r}, expected {other.type} {other.value!r}"
-            return OutputResult(**identity, status="fail", reason=reason[:200], check="value", ratio=math.inf)
+            return _pair_plain(leaf, other, {**identity, "standard": self.standard}), {}
         zero = "refused" if leaf.role == "output" and leaf.num_elements > 1 else "noted"
-        limit = tolerance_for((leaf.dtype, other.dtype))
+        dtypes = (leaf.dtype, other.dtype)
+        limit = tolerance_for(dtypes)
         if tensor is not None and bench is not None:
-            return judge_values(values(tensor), values(bench), limit, identity, zero)
-        left, right = _checksum(leaf, tensor), _checksum(other, bench)
-        if left and left == right and leaf.shape == other.shape:
-            return OutputResult(**identity, status="pass", num_elements=leaf.num_elements, figures={"MaxAbsErr": 0.0})
+            actual, expected = values(tensor), values(bench)
+            result = judge_values(
+                actual, expected, coarsest(dtypes), limit, identity, standard=self.standard, zero=zero
+            )
+            return result, figures(actual, expected) if actual.shape == expected.shape and actual.size else {}
         result = judge_statistics(leaf, other, limit, identity, zero)
-        if left and right and result.status == "noted":
-            reason = f"checksums differ: {left}, expected {right}"
-            return dataclasses.replace(result, status="fail", reason=reason, check="checksum", ratio=math.inf)
-        return result
+        left, right = _checksum(leaf, tensor), _checksum(other, bench)
+        if left and right and not result.check:
+            result = _with_checksums(result, left, right)
+        return result, result.figures
 
     def findings(self) -> list[str]:
         """What the comparison found besides its results, most telling first."""
@@ -216,6 +224,25 @@ class Comparison:
         if self.lenient.count:
             found.append(self.lenient.sentence(self.num_differ))
         return found
+
+
+def _pair_plain(leaf: Leaf, other: Leaf, labels: Mapping[str, Any]) -> OutputResult | None:
+    """A verdict on values that are not both tensors; None if they are equal."""
+    if (leaf.is_tensor, leaf.type, leaf.value) == (other.is_tensor, other.type, other.value):
+        return None
+    reason = f"is {leaf.type} {leaf.value!r}, expected {other.type} {other.value!r}"
+    return OutputResult(**labels, status="fail", reason=reason[:200], check="value", ratio=math.inf)
+
+
+def _with_checksums(result: OutputResult, left: str, right: str) -> OutputResult:
+    """A verdict on statistics that found nothing, once checksums are known: equal ones settle it, and different ones do where
+    there are no statistics."""
+    if left == right:
+        return dataclasses.replace(result, status="pass", reason="", standard="checksum")
+    if result.status == "noted":
+        reason = f"checksums differ: {left}, expected {right}"
+        return dataclasses.replace(result, status="fail", reason=reason, check="checksum", ratio=math.inf, standard="checksum")
+    return result
 
 
 def _checksum(leaf: Leaf, tensor: Tensor | None) -> str:
