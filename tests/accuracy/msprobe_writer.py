@@ -2,7 +2,7 @@
 """Writes dumps by msprobe's format, from a small run of torch that stands for a device's.
 
 Written from msprobe's manuals and the code that records: names, nesting, which statistics which dtype gets, and names of files.
-Shares nothing with the package that reads them.
+The writing shares nothing with the package that reads them.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from ascend_dsv4.accuracy.results import Report
 
 
 class DumpWriter:
@@ -195,3 +197,19 @@ def write_run(folder: Path, steps: int = 2, ranks: int = 2, task: str = "tensor"
             run(writer, seed=10 * step + rank, wrong=wrong if last else None, **how)
             writer.close()
     return folder
+
+
+def write_one(folder: Path, output: torch.Tensor | None = None, **how: Any) -> tuple[Path, dict[str, Any]]:
+    """A dump of one call, x ↦ silu(x), and its content to tamper with."""
+    x = torch.linspace(-3, 3, 24).reshape(4, 6)
+    writer = DumpWriter(folder, **how)
+    writer.api("Functional.silu", x, returns=torch.nn.functional.silu(x) if output is None else output)
+    file = writer.close()
+    return file, json.loads(file.read_text())
+
+
+def finding(report: Report, part: str) -> str:
+    """The one finding with this text."""
+    found = [text for text in report.findings if part in text]
+    assert len(found) == 1, f"{part!r} in {report.findings}"
+    return found[0]

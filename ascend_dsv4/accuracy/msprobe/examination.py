@@ -8,12 +8,11 @@ import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ascend_dsv4.accuracy.msprobe.dump import STATISTICS, Dump, Leaf, Record
-from ascend_dsv4.accuracy.msprobe.tensor_files import dtype_of, values
+from ascend_dsv4.accuracy.msprobe.tensor_files import dtype_of
 
 MAX_NAMED = 3
 """How many names a finding gives."""
@@ -24,6 +23,14 @@ PRECISION = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfl
 NPY_DTYPES = {"bfloat16": ("float32",), "float8_e4m3fn": ("float32",), "float8_e5m2": ("float32",)}
 """Recorded dtype → what a .npy file holds, which has no such type."""
 TORCH_DTYPES = frozenset(str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype))
+UNDETERMINED_APIS = frozenset(
+    {"empty", "empty_like", "empty_with_format", "empty_strided", "new_empty", "new_empty_strided"}
+)
+"""They return memory as it is."""
+FILLING_APIS = frozenset(
+    {"zeros", "zeros_like", "new_zeros", "zero_", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill_"}
+)
+"""They return one value throughout, and are meant to."""
 HALF_MAX = 65504.0
 
 
@@ -45,6 +52,11 @@ class Tally:
         """How many of how many, and the names of the first."""
         more = ", …" if self.count > len(self.first) else ""
         return f"{self.count} of {total} {self.what}: {', '.join(self.first)}{more}"
+
+
+def api_name(record: Record) -> str:
+    """The API without its kind: linear of Functional.linear."""
+    return record.api.split(".", 1)[-1]
 
 
 def _tallies() -> dict[str, Tally]:
@@ -82,23 +94,27 @@ class Examination:
                  be read
         """
         for leaf in record.leaves:
-            if not leaf.is_tensor:
+            if not leaf.is_tensor or (leaf.role == "output" and api_name(record) in UNDETERMINED_APIS):
                 continue
             self.num_tensors += 1
-            self.num_float_outputs += leaf.role == "output" and leaf.is_float and leaf.num_elements > 1
-            for kind, detail in self._of_leaf(dump, leaf, tensors):
+            varies = leaf.role == "output" and leaf.is_float and leaf.num_elements > 1 and api_name(record) not in FILLING_APIS
+            self.num_float_outputs += varies
+            for kind, detail in self._of_leaf(dump, leaf, tensors, varies):
                 name = dump.where(leaf.name)
                 self.tallies[kind].add(f"{name} ({detail})" if detail else name)
         sick = {leaf: _nonfinite(leaf) for leaf in record.leaves if leaf.is_tensor}
-        if not any(kinds for leaf, kinds in sick.items() if leaf.role in ("input", "parameters")):
+        inputs = (kinds for leaf, kinds in sick.items() if leaf.role in ("input", "parameters"))
+        if not any(inputs) and api_name(record) not in UNDETERMINED_APIS | FILLING_APIS:
             for leaf, kinds in sick.items():
                 if leaf.role == "output" and kinds:
                     self.tallies["born"].add(dump.where(leaf.name))
 
-    def _of_leaf(self, dump: Dump, leaf: Leaf, tensors: Mapping[Leaf, Tensor | None]) -> Iterator[tuple[str, str]]:
+    def _of_leaf(
+        self, dump: Dump, leaf: Leaf, tensors: Mapping[Leaf, Tensor | None], varies: bool
+    ) -> Iterator[tuple[str, str]]:
         for kind in _nonfinite(leaf):
             yield kind, ""
-        if leaf.role == "output" and leaf.is_float and leaf.num_elements > 1:
+        if varies:
             top, bottom = leaf.statistics.get("Max"), leaf.statistics.get("Min")
             if top is not None and top == bottom:
                 yield "zero" if top == 0 else "constant", "" if top == 0 else f"{top:g}"
@@ -206,8 +222,3 @@ def crc32s(tensor: Tensor) -> set[str]:
     plain = tensor.contiguous()
     wide = [plain.float()] if plain.dtype == torch.bfloat16 else []
     return {f"{zlib.crc32(one.reshape(-1).view(torch.uint8).numpy().tobytes()):08x}" for one in [plain, *wide]}
-
-
-def all_zero(tensor: Tensor) -> bool:
-    """Whether every element is zero; an empty tensor is not."""
-    return tensor.numel() > 0 and not np.any(values(tensor))

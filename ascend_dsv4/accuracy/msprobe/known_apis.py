@@ -68,6 +68,10 @@ def _rms_norm(a: Arguments) -> Call:
     return Call("rms_norm", {"x": a["x"], "weight": a["weight"]}, {"eps": float(eps)})
 
 
+def _add_rms_norm(a: Arguments) -> Call:
+    return _rms_norm({**a, "x": a["x"] + a["x2"]})
+
+
 def _layer_norm(a: Arguments) -> Call:
     width = _features(a)
     weight = a["weight"] if a["weight"] is not None else torch.ones(width, dtype=torch.float64)
@@ -125,7 +129,7 @@ def _addmm(a: Arguments) -> Call:
 
 
 def _embedding(a: Arguments) -> Call:
-    if a["max_norm"] is not None:
+    if a.get("max_norm") is not None:
         raise NotOurs("max_norm renormalises the table")
     shape, width = a["ids"].shape, a["weight"].shape[-1]
     tensors = {"input_ids": a["ids"].reshape(-1), "weight": a["weight"]}
@@ -177,7 +181,8 @@ _SILU = KnownApi(_silu, {"x": REQUIRED, "inplace": False})
 _GELU = KnownApi(_gelu, {"x": REQUIRED, "approximate": "none"})
 _MATMUL = KnownApi(_matmul, {"x": REQUIRED, "other": REQUIRED})
 _EMBEDDING = KnownApi(
-    _embedding, {"ids": REQUIRED, "weight": REQUIRED, "padding_idx": None, "max_norm": None, "norm_type": 2.0}
+    _embedding, {"ids": REQUIRED, "weight": REQUIRED, "padding_idx": None, "max_norm": None, "norm_type": 2.0,
+                 "scale_grad_by_freq": False, "sparse": False},
 )
 _CONCAT = KnownApi(_concat, {"tensors": REQUIRED, "dim": 0}, ("z",))
 _LAYER_NORM = KnownApi(_layer_norm, _NORM)
@@ -189,6 +194,11 @@ KNOWN: Mapping[str, KnownApi] = {
     "Functional.layer_norm": _LAYER_NORM,
     "Functional.rms_norm": KnownApi(_rms_norm, {"x": REQUIRED, "normalized_shape": REQUIRED, "weight": None, "eps": None}),
     "Functional.embedding": _EMBEDDING,
+    "Torch.embedding": KnownApi(
+        _embedding, {"weight": REQUIRED, "ids": REQUIRED, "padding_idx": -1, "scale_grad_by_freq": False, "sparse": False}
+    ),
+    "Torch.layer_norm": KnownApi(_layer_norm, {**_NORM, "cudnn_enable": True}),
+    "Torch.linalg.matmul": _MATMUL,
     "Torch.matmul": _MATMUL,
     "Torch.mm": _MATMUL,
     "Torch.bmm": _MATMUL,
@@ -196,10 +206,16 @@ KNOWN: Mapping[str, KnownApi] = {
     "Torch.cat": _CONCAT,
     "Tensor.matmul": _MATMUL,
     "Tensor.__matmul__": _MATMUL,
+    "Aten.bmm": _MATMUL,
+    "Aten.matmul": _MATMUL,
+    "Aten.mm": _MATMUL,
+    "Aten.silu": _SILU,
     "Tensor.mm": _MATMUL,
     "Tensor.bmm": _MATMUL,
     "NPU.npu_rms_norm": KnownApi(_rms_norm, {"x": REQUIRED, "weight": REQUIRED, "eps": 1e-6}),
     "NPU.npu_swiglu": KnownApi(_swiglu, {"x": REQUIRED, "dim": -1}),
+    "NPU.npu_add_rms_norm": KnownApi(_add_rms_norm, {"x": REQUIRED, "x2": REQUIRED, "weight": REQUIRED, "eps": 1e-6}),
+    "NPU.npu_linear": _LINEAR,
     "NPU.npu_silu": _SILU,
     "NPU.npu_rotary_mul": KnownApi(
         _rotary, {"x": REQUIRED, "cos": REQUIRED, "sin": REQUIRED, "mode": "half", "rotate": None}
@@ -229,14 +245,12 @@ KNOWN: Mapping[str, KnownApi] = {
 """API, or Module and its class → how it is computed. Signatures: PyTorch's documentation, the catalogue of torch_npu."""
 KEYWORDS = {
     "input": "x", "self": "x", "gamma": "weight", "epsilon": "eps", "r1": "cos", "r2": "sin", "rotary_mode": "mode",
-    "routed_scaling_factor": "scaling", "axis": "dim",
+    "routed_scaling_factor": "scaling", "axis": "dim", "mat2": "other", "x1": "x",
 }  # fmt: skip
 """Keyword of an API → what the table calls it."""
 SPECIAL_KEYWORDS = {
     "Functional.embedding": {"input": "ids"}, "MintFunctional.embedding": {"input": "ids"},
-    "Torch.addmm": {"input": "bias", "mat1": "x", "mat2": "weight"},
-    "Torch.mm": {"mat2": "other"}, "Torch.bmm": {"mat2": "other"},
-    "Tensor.mm": {"mat2": "other"}, "Tensor.bmm": {"mat2": "other"}, "Mint.bmm": {"mat2": "other"},
+    "Torch.embedding": {"input": "ids"}, "Torch.addmm": {"input": "bias", "mat1": "x", "mat2": "weight"},
 }  # fmt: skip
 
 
@@ -246,7 +260,7 @@ def known_api(record: Record, framework: str) -> tuple[str, KnownApi] | None:
         return None
     key = f"Module {record.api.rsplit('.', 1)[-1]}" if record.api.startswith("Module.") else record.api
     # ops.rms_norm of MindSpore takes other arguments than torch's under the same name.
-    if framework != "pytorch" and key.startswith(("Functional.", "Tensor.")):
+    if framework == "mindspore" and key.startswith(("Functional.", "Tensor.")):
         return None
     return (key, KNOWN[key]) if key in KNOWN else None
 
@@ -282,7 +296,7 @@ def arguments(key: str, known: KnownApi, record: Record, tensors: Mapping[Leaf, 
             target = words.get(name, name)
             if target in names:
                 bound[target] = value(item, f"{role}.{name}")
-            elif value(item, f"{role}.{name}") not in (None, False):
+            elif (other := value(item, f"{role}.{name}")) is not None and other is not False:
                 raise NotOurs(f"argument {name} is not known here")
     for name, default in known.parameters.items():
         if name not in bound:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from ascend_dsv4.accuracy.msprobe.dump import Dump, Leaf
 from ascend_dsv4.errors import DumpError
 
 _DAMAGE = (
-    pickle.UnpicklingError, OSError, EOFError, RuntimeError, ValueError, TypeError, KeyError, AttributeError, IndexError,
+    pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, RuntimeError,
+    ValueError, TypeError, KeyError, AttributeError, IndexError,
 )  # fmt: skip
 """What reading a damaged file raises, all of it from torch and numpy."""
 
@@ -73,14 +75,26 @@ def _load_npy(file: Path) -> Tensor:
 
 
 def _load_pt(file: Path) -> Tensor:
+    _check_size(file)
     with torch.serialization.safe_globals(list(_STAND_INS)), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch asks for reports of unusual pickles
         content = torch.load(file, map_location="cpu", weights_only=True)
     if not isinstance(content, Tensor):
         raise ValueError(f"holds a {type(content).__name__}, expected one tensor")
-    if content.layout != torch.strided or content.is_meta:
-        raise ValueError(f"holds a {content.layout} tensor on {content.device}, expected a plain one")
-    return content.detach()
+    if content.layout != torch.strided or content.is_meta or content.is_quantized:
+        raise ValueError(f"holds a {content.layout} tensor of {content.dtype} on {content.device}, expected a plain one")
+    if content.numel() * content.element_size() > file.stat().st_size:
+        raise ValueError(f"holds a tensor of shape {list(content.shape)} in {file.stat().st_size} bytes")
+    return content.detach().resolve_conj().resolve_neg()
+
+
+def _check_size(file: Path) -> None:
+    """Raise ValueError for an archive that unpacks to more than it is: torch.save compresses nothing."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > file.stat().st_size:
+            raise ValueError(f"{file.stat().st_size} bytes unpack to {unpacked}")
 
 
 def _rebuild_tensor(storage: Any, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
