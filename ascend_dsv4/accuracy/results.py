@@ -105,6 +105,33 @@ class NodeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeElement:
+    """One element of a node's output, looked at closely."""
+
+    node: str
+    """layer3/hc_pre.0"""
+    output: str
+    step: int
+    index: tuple[int, ...]
+    """In a cache: its row (block · rows per block + row), then the channel."""
+    position: int | None
+    """Of the token whose row it is in; None for outputs that have no row per token."""
+    golden: float
+    """The reference's operator on the reference's inputs, in the candidate's number format."""
+    introduced: float
+    """The candidate's operator on them."""
+    reference: float
+    """In the reference's run."""
+    candidate: float
+    """In the candidate's own run."""
+    ratio: float
+    """|introduced − golden| over its limit."""
+    row_over: int
+    """How many elements of its row are beyond their limits."""
+    row_elements: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndMetrics:
     """Two models at the end of the same tokens."""
 
@@ -171,6 +198,8 @@ class Report:
     results: tuple[OutputResult, ...] = ()
     errors: tuple[CaseError, ...] = ()
     nodes: tuple[NodeResult, ...] = ()
+    elements: tuple[NodeElement, ...] = ()
+    """Of the nodes that were asked for, the worst first."""
     ends: tuple[EndMetrics, ...] = ()
     sweeps: tuple[SweepResult, ...] = ()
     mutants: tuple[MutantResult, ...] = ()
