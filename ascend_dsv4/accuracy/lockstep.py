@@ -129,7 +129,7 @@ class Visit:
     args: Mapping[str, Value]
     """Argument name → value in the reference's graph; optional ones may be missing."""
     host: Callable[[str], Array]
-    """Argument name → the reference's tensor as it was when the node began, or after it for one that was written."""
+    """Argument name → what `golden` was computed from; caches that were written hold what was written."""
     batch: Callable[[str], Array | None]
     """What the step's batch holds by this name."""
 
@@ -340,7 +340,7 @@ class LockstepPlan:
             golden = None if rounded is None else _results(step.reference, rounded, step.reference(rounded))
             runs = tuple(_results(call, *pair) for call, *pair in zip((step.reference, step.candidate), tensors, outs,
                                                                       strict=True))  # fmt: skip
-            self._show(step, tensors[0], (golden or runs[0], introduced, *runs), batch)
+            self._show(step, rounded or tensors[0], (golden or runs[0], introduced, *runs), batch)
         self._clock.number += step.alone
 
     def _isolated(self, step: _Step, reference: list[Tensor], candidate: list[Tensor]) -> list[Tensor]:

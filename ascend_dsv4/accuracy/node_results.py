@@ -7,30 +7,34 @@ of the step writes are left out. Chosen sets are compared as sets.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
+from ascend_dsv4.accuracy.judging import OutputContext, judge_output
 from ascend_dsv4.accuracy.lockstep import Shown, Visit
-from ascend_dsv4.accuracy.results import BINS, PARTS, NodeElement, NodeResult, OutputResult, Worst
-from ascend_dsv4.ops.compare import Question, compare
+from ascend_dsv4.accuracy.results import NodeElement, NodeResult, OutputResult
+from ascend_dsv4.ops.compare import Question
 from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.spec import EXACT, Tolerance
 
 Array = NDArray[Any]
-SETS = {("index_topk", "entries"), ("index_topk", "blocks"), ("route", "ids")}
-"""Outputs whose order within a row says nothing."""
-_EDGES = (0.0, 1e-3, 1e-2, 1e-1, 0.5, 1.0, 2.0, 10.0)
 
 
 class NodeRecorder:
     """A watch for `LockstepRunner`: keeps a result per output of every node, and the worst elements of the nodes asked for."""
 
-    def __init__(self, implementation: str, nodes: Sequence[str] = (), num_elements: int = 20) -> None:
+    def __init__(
+        self, implementation: str, nodes: Sequence[str] = (), num_elements: int = 20, standard: str = "tolerance"
+    ) -> None:
         self._implementation = implementation
+        self._standard = standard
         self._wanted = set(nodes)
         self._num_elements = num_elements
         self._rows: dict[str, NDArray[np.bool_]] = {}
@@ -51,8 +55,8 @@ class NodeRecorder:
             if cut.golden.size == 0:
                 continue
             self._note_zeros(f"{place} {shown.name}", cut.golden, visit)
-            introduced = self._judge(visit, shown, cut, cut.introduced, cut.golden)
-            total = self._judge(visit, shown, cut, cut.candidate, cut.reference)
+            introduced = self._judge(visit, shown, cut, (cut.introduced, cut.golden), _scores(visit, shown, cut))
+            total = self._judge(visit, shown, cut, (cut.candidate, cut.reference), None)
             self.nodes.append(_node_result(visit, shown, introduced, total, _same_bits(cut.candidate, cut.reference)))
             if place in self._wanted:
                 self._keep_worst(_elements(visit, shown, cut))
@@ -73,30 +77,19 @@ class NodeRecorder:
     def _keep_worst(self, found: Iterable[NodeElement]) -> None:
         self.elements = sorted([*self.elements, *found], key=lambda e: -e.ratio)[: self._num_elements]
 
-    def _judge(self, visit: Visit, shown: Shown, cut: _Cut, actual: Array, golden: Array) -> OutputResult:
-        spec = get_spec(visit.node.op)
-        result = compare(actual, golden, cut.tolerance, allow_constant=True)
-        asked = Question(actual, golden, cut.tolerance, True)
-        ratios = _ratios(asked) if actual.shape == golden.shape else np.full(1, math.inf)
-        return OutputResult(
-            op=spec.name,
-            implementation=self._implementation,
-            dtype=shown.dtype,
-            case=f"step {visit.step}",
-            kind="recorded",
-            output=shown.name,
-            golden="reference",
-            standard="operator",
-            status="pass" if result.passed else "fail",
-            reason=result.reason,
-            check=result.check,
-            ratio=result.ratio,
-            num_elements=result.num_elements,
-            figures={"max_abs": result.max_abs, "max_rel": result.max_rel, "cosine_distance": result.cosine_distance},
-            worst=_worst(result.worst_index, result.worst_actual, result.worst_expected, cut),
-            histogram=_histogram(ratios),
-            by_position=tuple(float(part.max()) for part in np.array_split(ratios, min(PARTS, len(ratios)))),
-        )
+    def _judge(self, visit: Visit, shown: Shown, cut: _Cut, pair: tuple[Array, Array], scores: Array | None) -> OutputResult:
+        actual, golden = pair
+        result = judge_output(
+            OutputContext(
+                op=visit.node.op, implementation=self._implementation, dtype=shown.dtype, case=f"step {visit.step}",
+                kind="recorded", output=shown.name, golden="reference", actual=actual, expected=golden,
+                output_dtype=shown.dtype if golden.dtype.kind == "f" else str(golden.dtype), tolerance=cut.tolerance,
+                allow_constant=True, choice_gap=get_spec(visit.node.op).choices.get(shown.name), scores=scores,
+            ),
+            standard=self._standard,
+        )  # fmt: skip
+        worst = None if result.worst is None else dataclasses.replace(result.worst, index=cut.index(result.worst.index))
+        return dataclasses.replace(result, worst=worst)
 
     def _defined(self, visit: Visit, shown: Shown) -> NDArray[np.intp] | None:
         """Numbers of the rows that say something; None for all of them."""
@@ -104,7 +97,7 @@ class NodeRecorder:
         if shown.name in get_spec(op).mutates:
             written = _written_rows(visit, shown)
             # What only one side touched differs, wherever it is.
-            differ = (_rowwise(shown.golden, shown.name) != _rowwise(shown.introduced, shown.name)).any(1)
+            differ = (_rowwise(shown.golden) != _rowwise(shown.introduced)).any(1)
             return np.union1d(written, np.flatnonzero(differ))
         requests = visit.batch("req_idx")
         if requests is None or not shape:
@@ -131,19 +124,19 @@ class _Cut:
         op = visit.node.op
         self.rows = rows
         self.is_cache = shown.name in get_spec(op).mutates
-        order = _expert_order(visit) if (op, shown.name) == ("route", "weights") else None
-        names = ("golden", "introduced", "reference", "candidate")
-        arrays = {name: getattr(shown, name) for name in names}
-        if order is not None:
-            arrays = {name: np.take_along_axis(array, order[name], 1) for name, array in arrays.items()}
-        if (op, shown.name) in SETS:
-            arrays = {name: np.sort(array, 1) for name, array in arrays.items()}
-        self.golden, self.introduced, self.reference, self.candidate = (self._taken(arrays[name], shown.name) for name in names)
+        arrays = shown.golden, shown.introduced, shown.reference, shown.candidate
+        if (choice := PAIRED.get((op, shown.name))) is not None:
+            ids = next(other for other in visit.outputs if other.name == choice)
+            # Weights stand beside choices whose order says nothing.
+            arrays = (arrays[0], pair_with(ids.introduced, ids.golden, arrays[1], arrays[0]),
+                      arrays[2], pair_with(ids.candidate, ids.reference, arrays[3], arrays[2]))  # fmt: skip
+        self.golden, self.introduced, self.reference, self.candidate = (self.taken(array) for array in arrays)
         exact = self.golden.dtype.kind != "f"
         self.tolerance: Tolerance = EXACT if exact else get_spec(op).tol.get((shown.name, shown.dtype), EXACT)
 
-    def _taken(self, array: Array, name: str) -> Array:
-        array = _rowwise(array, name) if self.is_cache else array
+    def taken(self, array: Array) -> Array:
+        """The defined rows of an array that goes with the output."""
+        array = _rowwise(array) if self.is_cache else array
         return array if self.rows is None else array[self.rows]
 
     def index(self, index: tuple[int, ...]) -> tuple[int, ...]:
@@ -153,13 +146,16 @@ class _Cut:
         return (int(self.rows[index[0]]), *index[1:])
 
 
-def _expert_order(visit: Visit) -> dict[str, NDArray[np.intp]]:
-    ids = next(shown for shown in visit.outputs if shown.name == "ids")
-    names = ("golden", "introduced", "reference", "candidate")
-    return {name: np.argsort(getattr(ids, name), 1, kind="stable") for name in names}
+def _scores(visit: Visit, shown: Shown, cut: _Cut) -> Array | None:
+    """What choices that differ were ranked by; None where nothing differs, or nothing is ranked."""
+    if shown.name not in get_spec(visit.node.op).choices or np.array_equal(cut.introduced, cut.golden):
+        return None
+    given = {name: torch.from_numpy(visit.host(name)) if name in visit.args else None for name in get_spec(visit.node.op).args}
+    found = choice_scores(visit.node.op, given, visit.node.attrs).get(shown.name)
+    return None if found is None else cut.taken(found)
 
 
-def _rowwise(cache: Array, name: str) -> Array:
+def _rowwise(cache: Array) -> Array:
     """A cache as rows: [blocks · block_rows, width]; states as [slots · state_rows, 2 · width]."""
     return cache.reshape(cache.shape[0] * cache.shape[1], -1)
 
@@ -182,8 +178,8 @@ def _written_rows(visit: Visit, shown: Shown) -> NDArray[np.intp]:
 
 
 def _node_result(visit: Visit, shown: Shown, introduced: OutputResult, total: OutputResult, same: bool) -> NodeResult:
-    passed = introduced.status == "pass"
-    state = "introduced" if not passed else "same" if same else "within" if total.status == "pass" else "inherited"
+    passed = introduced.passed
+    state = "introduced" if not passed else "same" if same else "within" if total.passed else "inherited"
     return NodeResult(
         number=visit.number,
         step=visit.step,
@@ -207,16 +203,6 @@ def _same_bits(left: Array, right: Array) -> bool:
 def _ratios(asked: Question) -> NDArray[np.float64]:
     """Error of every element over its limit; ∞ also where NaN or infinity stands on one side alone."""
     return np.where(asked.pair.nonfinite_differ, math.inf, asked.ratios)
-
-
-def _worst(index: tuple[int, ...], actual: float, golden: float, cut: _Cut) -> Worst | None:
-    return Worst(cut.index(index), actual, golden) if index else None
-
-
-def _histogram(ratios: Array) -> tuple[int, ...]:
-    """Elements by BINS."""
-    bins = np.searchsorted(np.asarray(_EDGES), ratios.ravel(), side="left")
-    return tuple(np.bincount(np.minimum(bins, len(BINS) - 1), minlength=len(BINS)).tolist())
 
 
 def _elements(visit: Visit, shown: Shown, cut: _Cut) -> list[NodeElement]:
