@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ascend_dsv4.accuracy.calls import to_numpy
+from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.backend.base import Backend, Observer, Tensor
 from ascend_dsv4.backend.cpu import CpuBackend
 from ascend_dsv4.config.layers import layer_specs
@@ -103,7 +105,7 @@ class Shown:
     dtype: str
     """Whose tolerance holds: that of the candidate's rounding."""
     golden: Array
-    """The reference's operator, on inputs in the candidate's number format."""
+    """The reference's operator on inputs in the candidate's number format; of operators that round in mid-way their oracle."""
     introduced: Array
     """The candidate's operator on the same inputs."""
     reference: Array
@@ -261,7 +263,9 @@ class _Step:
     alone: bool
     """Whether it is an operator, which is looked at; builtins only move and add."""
     rounds: bool
-    """Whether the candidate takes an argument in another number format."""
+    """Whether the candidate computes in another number format."""
+    rounds_inside: bool
+    """Whether the operator rounds in mid-way, so that one number format says nothing about the other."""
     dead: tuple[tuple[str, ...], tuple[str, ...]]
     """Values that nothing reads afterwards."""
 
@@ -300,9 +304,10 @@ class LockstepPlan:
         op = nodes[0].op
         function = next((o.function for o in reversed(overrides) if o.replaces(op, self._layer)), None)
         calls = _Call(self._backend.reference, nodes[0]), _Call(self._backend.candidate, nodes[1], function)
-        rounds = any(a.type.dtype != b.type.dtype for a, b in _activations(*calls))
+        rounds = any(a.type.dtype != b.type.dtype for a, b in _activations(*calls)) or _dtypes(nodes[0]) != _dtypes(nodes[1])
+        inside = op not in BUILTINS and (get_spec(op).rounds_inside or nodes[0].attrs.get("rounding", "none") != "none")
         label = f"{op}.{nodes[0].name.rpartition('_')[2]}"
-        return _Step(label, *calls, op not in BUILTINS, rounds, dead)
+        return _Step(label, *calls, op not in BUILTINS, rounds, inside, dead)
 
     @torch.inference_mode()
     def __call__(
@@ -330,17 +335,23 @@ class LockstepPlan:
         looks = step.alone and self._watch is not None and not self._clock.quiet
         isolated = self._isolated(step, *tensors) if looks else []
         rounded = self._rounded(step, tensors[0], isolated) if looks and step.rounds else None
+        specified = _specified(step, rounded) if rounded is not None and step.rounds_inside else None
         outs = step.reference(tensors[0]), step.candidate(tensors[1])
         for call, registers, made, given in zip((step.reference, step.candidate), sides, outs, tensors, strict=True):
             registers.update((value.name, tensor) for value, tensor in zip(call.node.outs, made, strict=True))
             for arg, value in call.node.writes.items():
                 registers[value.name] = given[list(get_spec(call.node.op).args).index(arg)]
         if looks:
-            introduced = _results(step.candidate, isolated, step.candidate(isolated))
-            golden = None if rounded is None else _results(step.reference, rounded, step.reference(rounded))
-            runs = tuple(_results(call, *pair) for call, *pair in zip((step.reference, step.candidate), tensors, outs,
-                                                                      strict=True))  # fmt: skip
-            self._show(step, rounded or tensors[0], (golden or runs[0], introduced, *runs), batch)
+            runs = [_results(call, *pair) for call, *pair in zip((step.reference, step.candidate), tensors, outs, strict=True)]
+            shown = {
+                "introduced": self._hosted(1, _results(step.candidate, isolated, step.candidate(isolated))),
+                "reference": self._hosted(0, runs[0]),
+                "candidate": self._hosted(1, runs[1]),
+            }
+            shown["golden"] = specified or shown["reference"]
+            if specified is None and rounded is not None:
+                shown["golden"] = self._hosted(0, _results(step.reference, rounded, step.reference(rounded)))
+            self._show(step, rounded or tensors[0], shown, batch)
         self._clock.number += step.alone
 
     def _isolated(self, step: _Step, reference: list[Tensor], candidate: list[Tensor]) -> list[Tensor]:
@@ -359,20 +370,23 @@ class LockstepPlan:
             given.append(tensor if keeps else self._backend.to_reference(moved, arg.type.dtype))
         return given
 
+    def _hosted(self, side: int, results: Mapping[str, Tensor]) -> dict[str, Array]:
+        backend = (self._backend.reference, self._backend.candidate)[side]
+        return {name: backend.to_host(tensor) for name, tensor in results.items()}
+
     def _show(
-        self, step: _Step, given: list[Tensor], results: tuple[dict[str, Tensor], ...], batch: Mapping[str, Pair]
+        self, step: _Step, given: list[Tensor], shown: Mapping[str, Mapping[str, Array]], batch: Mapping[str, Pair]
     ) -> None:
         assert self._watch is not None
-        hosts = (self._backend.reference, self._backend.candidate, self._backend.reference, self._backend.candidate)
         node, spec = step.candidate.node, get_spec(step.candidate.node.op)
-        values = dict(zip(spec.outs, zip(step.reference.node.outs, node.outs, strict=True), strict=True))
-        values |= {name: (value, node.writes[name]) for name, value in step.reference.node.writes.items()}
+        mine = dict(zip(spec.outs, step.reference.node.outs, strict=True)) | dict(step.reference.node.writes)
+        theirs = dict(zip(spec.outs, node.outs, strict=True)) | dict(node.writes)
         outputs = []
-        for name, (mine, value) in values.items():
-            arrays = [host.to_host(result[name]) for host, result in zip(hosts, results, strict=True)]
+        for name, value in mine.items():
             # An entry is rounded on its way into a cache that may be wider.
-            dtype = node.attrs.get("entry_dtype", value.type.dtype) if name == "cache" else value.type.dtype
-            outputs.append(Shown(name, dtype, *arrays, value=mine))
+            dtype = node.attrs.get("entry_dtype") if name == "cache" else None
+            arrays = {run: results[name] for run, results in shown.items()}
+            outputs.append(Shown(name, dtype or theirs[name].type.dtype, **arrays, value=value))
         at = {name: i for i, name in enumerate(spec.args)}
         self._watch(
             Visit(
@@ -411,6 +425,21 @@ def _activations(reference: _Call, candidate: _Call) -> list[tuple[Value, Value]
     """Arguments of both that are not weights."""
     pairs = zip(reference.args, candidate.args, strict=True)
     return [(a, b) for a, b in pairs if a is not None and b is not None and not is_weight(a.name)]
+
+
+def _dtypes(node: Node) -> dict[str, Any]:
+    """Attributes that name number formats."""
+    return {name: value for name, value in node.attrs.items() if name.endswith("_dtype")}
+
+
+def _specified(step: _Step, given: Sequence[Tensor | None]) -> dict[str, Array]:
+    """What the contract promises of an operator that rounds in mid-way: its oracle in the candidate's number format."""
+    reference, candidate = step.reference.node, step.candidate.node
+    arrays = {name: None if t is None else to_numpy(t) for name, t in zip(get_spec(reference.op).args, given, strict=True)}
+    wide = {name: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for name, a in arrays.items()}
+    dtypes = _dtypes(candidate) or {"": b.type.dtype for a, b in _activations(step.reference, step.candidate) if a.type != b.type}
+    with np.errstate(all="ignore"):  # NaN in rows of padding
+        return ORACLES[reference.op](wide, {**reference.attrs, **_dtypes(candidate)}, next(iter(dtypes.values())))
 
 
 def _inputs(
