@@ -153,6 +153,26 @@ class EndMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class BarResult:
+    """A bfloat16 model beside another implementation's bfloat16, both measured from float32 over the same prompts."""
+
+    name: str
+    """Of the model."""
+    baseline: str
+    """The other implementation, and how it was measured."""
+    num_prompts: int
+    num_positions: int
+    kl_baseline: float
+    """Mean over all positions of KL(float32 ‖ bfloat16), nats, of the other implementation."""
+    kl: float
+    """The same of the candidate."""
+    limit: float
+    status: Status
+    """noted: too few positions for a verdict."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class SweepResult:
     """The same tokens computed in several ways that should not matter."""
 
@@ -201,6 +221,7 @@ class Report:
     elements: tuple[NodeElement, ...] = ()
     """Of the nodes that were asked for, the worst first."""
     ends: tuple[EndMetrics, ...] = ()
+    bars: tuple[BarResult, ...] = ()
     sweeps: tuple[SweepResult, ...] = ()
     mutants: tuple[MutantResult, ...] = ()
     findings: tuple[str, ...] = ()
@@ -215,6 +236,7 @@ class Report:
         good = (
             all(result.passed for result in self.results)
             and all(node.state != "introduced" for node in self.nodes)
+            and all(bar.status != "fail" for bar in self.bars)
             and all(sweep.num_distinct == 1 or not sweep.allowed for sweep in self.sweeps)
             and all(mutant.caught for mutant in self.mutants)
             and not self.findings
