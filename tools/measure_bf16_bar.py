@@ -4,9 +4,9 @@
     pip install transformers==5.23.0
     python tools/measure_bf16_bar.py GOLDENS --out ascend_dsv4/accuracy/bf16_bar.json
 
-GOLDENS holds v4/, v32/ and v41/, each with logits.safetensors (prompts) and bf16/ (a checkpoint). For every prompt all logits are
-computed twice, in float32 and in bfloat16, from the same weights; what is kept is KL(float32 ‖ bfloat16) per position, in nats,
-its mean and maximum over the prompt, and the share of positions with the same most likely token. Prompts are those of the
+GOLDENS holds v4/, v32/ and v41/, each with logits.safetensors (prompts) and bf16/ (a checkpoint). For every prompt all logits
+are computed twice, in float32 and in bfloat16, from the same weights. What is kept is KL(float32 ‖ bfloat16) per position, in
+nats, its mean and maximum over the prompt, and the share of positions with the same most likely token. Prompts are those of the
 goldens and RANDOM_PROMPTS of random ids.
 
 V4 and V3.2 are measured in transformers: `from_pretrained(dtype=…)`, eager attention, eager experts, one forward pass without
@@ -36,7 +36,8 @@ from safetensors.numpy import load_file
 from ascend_dsv4 import LLM
 from ascend_dsv4.accuracy.bf16_bar import FINGERPRINT_ROWS, fingerprint, prompt_hash
 from ascend_dsv4.accuracy.end_metrics import kl_divergence
-from ascend_dsv4.accuracy.lockstep import LockstepRunner, Override
+from ascend_dsv4.accuracy.lockstep import Override
+from ascend_dsv4.accuracy.lockstep_runner import LockstepRunner
 from ascend_dsv4.engine.engine import Engine
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.ops import OP_NAMES
@@ -77,7 +78,8 @@ def transformers_logits(folder: Path, prompts: Mapping[str, list[int]]) -> tuple
             folder / "bf16", dtype=dtype, attn_implementation="eager", experts_implementation="eager"
         ).eval()
         with torch.inference_mode():
-            runs.append({n: model(torch.tensor([ids]), use_cache=False).logits[0].float().numpy() for n, ids in prompts.items()})
+            outs = {name: model(torch.tensor([ids]), use_cache=False) for name, ids in prompts.items()}
+        runs.append({name: out.logits[0].float().numpy() for name, out in outs.items()})
         embedding = model.get_input_embeddings().weight[:FINGERPRINT_ROWS].detach().float().numpy()
     return {name: (runs[0][name], runs[1][name]) for name in prompts}, embedding
 
@@ -186,7 +188,7 @@ def main() -> None:
         "format": 1,
         "statistic": STATISTIC,
         "command": f"python tools/measure_bf16_bar.py GOLDENS --out {args.out}",
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")} | {"python": platform.python_version()},
+        "versions": {"python": platform.python_version()} | {n: version(n) for n in ("torch", "transformers", "numpy")},
     }
     parts = []
     for model in models:

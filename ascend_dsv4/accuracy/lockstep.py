@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,17 +19,11 @@ from ascend_dsv4.accuracy.calls import to_numpy
 from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.backend.base import Backend, Observer, Tensor
 from ascend_dsv4.backend.cpu import CpuBackend
-from ascend_dsv4.config.layers import layer_specs
 from ascend_dsv4.errors import ConfigError, UnsupportedError
 from ascend_dsv4.graph.ir import BUILTINS, Graph, Node, Value, is_weight
-from ascend_dsv4.graph.tree import leaves
-from ascend_dsv4.kv_cache.manager import CacheManager
-from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.library import tensor_type
 from ascend_dsv4.ops.registry import BoundOps, get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation
-from ascend_dsv4.runner.batch import StepRequest
-from ascend_dsv4.runner.runner import Forward, LayerTap, ModelRunner
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -144,9 +138,11 @@ class LockstepBackend:
 
     name = "lockstep"
 
-    def __init__(self, reference: Backend, candidate: Backend) -> None:
+    def __init__(self, reference: Backend, candidate: Backend, shows: Literal["reference", "candidate"] = "reference") -> None:
+        """`shows`: whose half the engine sees."""
         self.reference = reference
         self.candidate = candidate
+        self._shows = shows
         self._share_torch = isinstance(reference, CpuBackend) and isinstance(candidate, CpuBackend)
 
     def parameter(self, name: str, dtype: str, shape: tuple[int, ...], data: Array) -> Pair:
@@ -159,7 +155,9 @@ class LockstepBackend:
         return Pair(self.reference.to_device(array), self.candidate.to_device(array.copy()))
 
     def to_host(self, tensor: Pair) -> Array:
-        """The reference's half."""
+        """The half that is shown."""
+        if self._shows == "candidate":
+            return self.candidate.to_host(tensor.candidate)
         return self.reference.to_host(tensor.reference)
 
     def memory(self) -> tuple[int, int]:
@@ -244,8 +242,8 @@ class _Call:
         if got != [str(wanted) for wanted in expected]:
             promised = ", ".join(f"{name} {wanted}" for name, wanted in zip(spec.outs, expected, strict=True))
             raise UnsupportedError(
-                f"override of {spec.name}: it returned {', '.join(got) or 'nothing'}, expected {promised or 'nothing'}, because "
-                f"later nodes read each of them. The contract is the docstring of ascend_dsv4.ops.{spec.name}."
+                f"override of {spec.name}: it returned {', '.join(got) or 'nothing'}, expected {promised or 'nothing'}, "
+                f"because later nodes read each of them. The contract is the docstring of ascend_dsv4.ops.{spec.name}."
             )
 
 
@@ -437,9 +435,10 @@ def _specified(step: _Step, given: Sequence[Tensor | None]) -> dict[str, Array]:
     reference, candidate = step.reference.node, step.candidate.node
     arrays = {name: None if t is None else to_numpy(t) for name, t in zip(get_spec(reference.op).args, given, strict=True)}
     wide = {name: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for name, a in arrays.items()}
-    dtypes = _dtypes(candidate) or {"": b.type.dtype for a, b in _activations(step.reference, step.candidate) if a.type != b.type}
+    narrower = [b.type.dtype for a, b in _activations(step.reference, step.candidate) if a.type.dtype != b.type.dtype]
+    dtype = next(iter([*_dtypes(candidate).values(), *narrower]))
     with np.errstate(all="ignore"):  # NaN in rows of padding
-        return ORACLES[reference.op](wide, {**reference.attrs, **_dtypes(candidate)}, next(iter(dtypes.values())))
+        return ORACLES[reference.op](wide, {**reference.attrs, **_dtypes(candidate)}, dtype)
 
 
 def _inputs(
@@ -482,116 +481,7 @@ def _check_alike(name: str, graphs: tuple[Graph, Graph]) -> None:
         at = next((i for i, pair in enumerate(zip(*ops, strict=False)) if pair[0] != pair[1]), min(map(len, ops)))
         names = [listed[at] if at < len(listed) else "the end" for listed in ops]
         raise ConfigError(
-            f"compare model, graph {name!r}: node {at} is {names[0]} on the reference and {names[1]} on the candidate, expected "
-            "the same operators in the same order, because they are compared one by one. Open both from one checkpoint."
+            f"compare model, graph {name!r}: node {at} is {names[0]} on the reference and {names[1]} on the candidate, "
+            "expected the same operators in the same order, because they are compared one by one. Open both from one "
+            "checkpoint."
         )
-
-
-class LockstepRunner(ModelRunner):
-    """A runner over two others, which keep their weights; caches are new.
-
-    reference, candidate   of one model, with caches of the same sizes
-    overrides              functions in the place of the candidate's operators; the last one that fits counts
-    watch                  sees every node
-
-    Raises ConfigError if the two cannot be compared, or if nothing could differ.
-    """
-
-    def __init__(
-        self,
-        reference: ModelRunner,
-        candidate: ModelRunner,
-        overrides: Sequence[Override] = (),
-        watch: Watch | None = None,
-        take: Callable[[Array, Array], None] | None = None,
-    ) -> None:
-        check_comparable(reference, candidate, overrides)
-        self.sides = reference, candidate
-        self.config = reference.config
-        self.engine = reference.engine
-        self.plan = reference.plan
-        self.graphs = reference.graphs
-        self.weights = reference.weights
-        self.memory = reference.memory
-        self.lockstep = LockstepBackend(reference.backend, candidate.backend)
-        self.backend = self.lockstep
-        self.caches = [
-            {a.name: Pair(reference.backend.zeros(reference.plan.shape(a), a.dtype),
-                          candidate.backend.zeros(candidate.plan.shape(b), b.dtype))
-             for a, b in zip(*layers, strict=True)}
-            for layers in zip(reference.plan.layers, candidate.plan.layers, strict=True)
-        ]  # fmt: skip
-        self._mtp, self._dspark = [], []
-        self._overrides = tuple(overrides)
-        self._watch = watch
-        self._take = take
-        self.clock = Clock()
-        self._compile(None)
-
-    def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
-        def compiled(
-            name: str, layer: int | None, graph: Callable[[ModelRunner], Graph], weights: Callable[[ModelRunner], Any],
-            caches: Mapping[str, Pair],
-        ) -> LockstepPlan:  # fmt: skip
-            constants = []
-            for side, half in zip(self.sides, ("reference", "candidate"), strict=True):
-                named = {f"w.{path}" if path else "w": tensor for path, tensor in leaves(weights(side)).items()}
-                constants.append(named | {f"caches.{name}": getattr(pair, half) for name, pair in caches.items()})
-            graphs = graph(self.sides[0]), graph(self.sides[1])
-            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._watch,
-                                self.clock)  # fmt: skip
-
-        self._tables = compiled("step_tables", None, lambda r: r.graphs.step_tables, lambda r: r.weights.rotary, {})
-        self._embed = compiled("embed", None, lambda r: r.graphs.embed, lambda r: r.weights.embed, {})
-        self._layers = [
-            compiled(f"layer{i}", i, lambda r, spec=spec: r.graphs.layers[spec], lambda r, i=i: r.weights.layers[i],
-                     self._readable(spec, i))
-            for i, spec in enumerate(layer_specs(self.config))
-        ]  # fmt: skip
-        self._head = compiled("head", None, lambda r: r.graphs.head, lambda r: r.weights.head, {})
-
-    def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Forward:
-        self.clock.step += 1
-        forward = super().run(requests, manager, tap)
-        if self._take is not None:
-            reference, candidate = self.sides
-            self._take(reference.backend.to_host(forward.logits.reference),
-                       candidate.backend.to_host(forward.logits.candidate))  # fmt: skip
-        return forward
-
-
-def check_comparable(reference: ModelRunner, candidate: ModelRunner, overrides: Sequence[Override] = ()) -> None:
-    """Raises ConfigError for two models that cannot be compared, or two sides that compute the very same thing."""
-    if reference.config != candidate.config or reference.plan.num_blocks != candidate.plan.num_blocks:
-        raise ConfigError(
-            "compare model: the sides have different models or cache sizes, expected one checkpoint and equal max_model_len, "
-            "max_num_seqs, max_num_batched_tokens and block sizes, because both walk through the same tokens and blocks. Open "
-            "both with the same options but for backend, ops, dtype, weights, kv_cache and cache_rounding."
-        )
-    count = reference.config.num_hidden_layers
-    for override in overrides:
-        if beyond := [layer for layer in override.layers or () if layer >= count]:
-            raise ConfigError(
-                f"compare model: override of {override.op} in layer {beyond[0]}, expected a layer below {count}, because the "
-                "model has no more. Name another layer, or none for all."
-            )
-    bound = reference.backend.bound_ops().functions
-    if same := [override.op for override in overrides if bound.get(override.op) is override.function]:
-        raise ConfigError(
-            f"compare model: the override of {same[0]} is the function that the reference runs; expected another, because a "
-            "comparison of a function with itself always passes. Name your own function."
-        )
-    if not overrides and _description(reference) == _description(candidate):
-        raise ConfigError(
-            "compare model: same function on both sides: backend, operators and number formats are all equal, expected a "
-            "difference, because a comparison of a thing with itself always passes. Choose another op set, backend, dtype or "
-            "weights for the candidate, or override an operator."
-        )
-
-
-def _description(runner: ModelRunner) -> tuple[Any, ...]:
-    """What can make two runs of one model differ."""
-    engine = runner.engine
-    functions = runner.backend.bound_ops().functions
-    implementations = tuple(functions.get(name) for name in OP_NAMES)
-    return (runner.backend.name, implementations, engine.dtype, engine.weights, engine.kv_cache, engine.cache_rounding)

@@ -31,8 +31,16 @@ class NodeRecorder:
     """A watch for `LockstepRunner`: keeps a result per output of every node, and the worst elements of the nodes asked for."""
 
     def __init__(
-        self, implementation: str, nodes: Sequence[str] = (), num_elements: int = 20, standard: str = "tolerance"
+        self,
+        implementation: str,
+        nodes: Sequence[str] = (),
+        num_elements: int = 20,
+        standard: str = "tolerance",
+        command: str = "",
     ) -> None:
+        self.prompt = ""
+        """What results call the tokens that run."""
+        self._command = command
         self._implementation = implementation
         self._standard = standard
         self._wanted = set(nodes)
@@ -81,15 +89,17 @@ class NodeRecorder:
         actual, golden = pair
         result = judge_output(
             OutputContext(
-                op=visit.node.op, implementation=self._implementation, dtype=shown.dtype, case=f"step {visit.step}",
-                kind="recorded", output=shown.name, golden="reference", actual=actual, expected=golden,
+                op=visit.node.op, implementation=self._implementation, dtype=shown.dtype,
+                case=f"{self.prompt} step {visit.step}".lstrip(), kind="recorded", output=shown.name, golden="reference",
+                actual=actual, expected=golden,
                 output_dtype=shown.dtype if golden.dtype.kind == "f" else str(golden.dtype), tolerance=cut.tolerance,
                 allow_constant=True, choice_gap=get_spec(visit.node.op).choices.get(shown.name), scores=scores,
             ),
             standard=self._standard,
         )  # fmt: skip
         worst = None if result.worst is None else dataclasses.replace(result.worst, index=cut.index(result.worst.index))
-        return dataclasses.replace(result, worst=worst)
+        command = f"{self._command} --node {visit.graph}/{visit.label}" if self._command else ""
+        return dataclasses.replace(result, worst=worst, command=command)
 
     def _defined(self, visit: Visit, shown: Shown) -> NDArray[np.intp] | None:
         """Numbers of the rows that say something; None for all of them."""
