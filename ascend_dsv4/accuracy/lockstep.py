@@ -122,6 +122,8 @@ class Visit:
     node: Node
     """Of the candidate's graph."""
     outputs: tuple[Shown, ...]
+    overwritten: tuple[str, ...]
+    """Arguments that the candidate's operator changed though its contract says it reads them."""
     args: Mapping[str, Value]
     """Argument name → value in the reference's graph; optional ones may be missing."""
     host: Callable[[str], Array]
@@ -304,8 +306,7 @@ class LockstepPlan:
         calls = _Call(self._backend.reference, nodes[0]), _Call(self._backend.candidate, nodes[1], function)
         rounds = any(a.type.dtype != b.type.dtype for a, b in _activations(*calls)) or _dtypes(nodes[0]) != _dtypes(nodes[1])
         inside = op not in BUILTINS and (get_spec(op).rounds_inside or nodes[0].attrs.get("rounding", "none") != "none")
-        label = f"{op}.{nodes[0].name.rpartition('_')[2]}"
-        return _Step(label, *calls, op not in BUILTINS, rounds, inside, dead)
+        return _Step(label(nodes[0]), *calls, op not in BUILTINS, rounds, inside, dead)
 
     @torch.inference_mode()
     def __call__(
@@ -349,7 +350,7 @@ class LockstepPlan:
             shown["golden"] = specified or shown["reference"]
             if specified is None and rounded is not None:
                 shown["golden"] = self._hosted(0, _results(step.reference, rounded, step.reference(rounded)))
-            self._show(step, rounded or tensors[0], shown, batch)
+            self._show(step, rounded or tensors[0], shown, self._overwritten(step, tensors[0], isolated), batch)
         self._clock.number += step.alone
 
     def _isolated(self, step: _Step, reference: list[Tensor], candidate: list[Tensor]) -> list[Tensor]:
@@ -368,12 +369,27 @@ class LockstepPlan:
             given.append(tensor if keeps else self._backend.to_reference(moved, arg.type.dtype))
         return given
 
+    def _overwritten(self, step: _Step, reference: list[Tensor], isolated: list[Tensor]) -> tuple[str, ...]:
+        """Arguments that no longer hold what they were given."""
+        spec, host = get_spec(step.candidate.node.op), self._backend.candidate.to_host
+        again = self._isolated(step, reference, isolated)
+        return tuple(
+            name
+            for name, used, fresh in zip(spec.args, isolated, again, strict=True)
+            if used is not fresh and name not in spec.mutates and host(used).tobytes() != host(fresh).tobytes()
+        )
+
     def _hosted(self, side: int, results: Mapping[str, Tensor]) -> dict[str, Array]:
         backend = (self._backend.reference, self._backend.candidate)[side]
         return {name: backend.to_host(tensor) for name, tensor in results.items()}
 
     def _show(
-        self, step: _Step, given: list[Tensor], shown: Mapping[str, Mapping[str, Array]], batch: Mapping[str, Pair]
+        self,
+        step: _Step,
+        given: list[Tensor],
+        shown: Mapping[str, Mapping[str, Array]],
+        overwritten: tuple[str, ...],
+        batch: Mapping[str, Pair],
     ) -> None:
         assert self._watch is not None
         node, spec = step.candidate.node, get_spec(step.candidate.node.op)
@@ -395,6 +411,7 @@ class LockstepPlan:
                 label=step.label,
                 node=node,
                 outputs=tuple(outputs),
+                overwritten=overwritten,
                 args={name: arg for name, arg in zip(spec.args, step.reference.args, strict=True) if arg is not None},
                 host=lambda name: self._backend.reference.to_host(given[at[name]]),
                 batch=lambda name: self._backend.to_host(batch[name]) if name in batch else None,
@@ -410,6 +427,11 @@ class Clock:
     number: int = 0
     quiet: bool = False
     """Whether nodes run without being looked at."""
+
+
+def label(node: Node) -> str:
+    """Operator and how many of its kind came before in the graph: hc_pre.0."""
+    return f"{node.op}.{node.name.rpartition('_')[2]}"
 
 
 def _results(call: _Call, given: Sequence[Tensor | None], outs: Sequence[Tensor]) -> dict[str, Tensor]:

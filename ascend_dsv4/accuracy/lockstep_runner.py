@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
-from ascend_dsv4.accuracy.lockstep import Array, Clock, LockstepBackend, LockstepPlan, Override, Pair, Watch
+from ascend_dsv4.accuracy.lockstep import Array, Clock, LockstepBackend, LockstepPlan, Override, Pair, Watch, label
 from ascend_dsv4.backend.base import Observer
 from ascend_dsv4.config.layers import LayerSpec, layer_specs
 from ascend_dsv4.errors import ConfigError
-from ascend_dsv4.graph.ir import Graph
+from ascend_dsv4.graph.ir import BUILTINS, Graph
 from ascend_dsv4.graph.tree import leaves
 from ascend_dsv4.kv_cache.manager import CacheManager
 from ascend_dsv4.ops import OP_NAMES
@@ -100,6 +100,14 @@ def _layer_graph(spec: LayerSpec, runner: ModelRunner) -> Graph:
 
 def _layer_weights(layer: int, runner: ModelRunner) -> Any:
     return runner.weights.layers[layer]
+
+
+def node_names(runner: ModelRunner) -> list[str]:
+    """Every operator call of the model in order, as layer3/hc_pre.0."""
+    graphs = runner.graphs
+    named = {"step_tables": graphs.step_tables, "embed": graphs.embed}
+    named |= {f"layer{i}": graphs.layers[spec] for i, spec in enumerate(layer_specs(runner.config))} | {"head": graphs.head}
+    return [f"{name}/{label(node)}" for name, graph in named.items() for node in graph.nodes if node.op not in BUILTINS]
 
 
 def check_comparable(reference: ModelRunner, candidate: ModelRunner, overrides: Sequence[Override] = ()) -> None:

@@ -7,19 +7,18 @@ tokens; the first of those steps is walked too, since decoding takes other paths
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ascend_dsv4.accuracy.bf16_bar import bf16_bar, find_bar, prompt_hash, runner_fingerprint
 from ascend_dsv4.accuracy.end_metrics import EndTally
+from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.lockstep import Array, Override
-from ascend_dsv4.accuracy.lockstep_runner import LockstepRunner, check_comparable
+from ascend_dsv4.accuracy.lockstep_runner import LockstepRunner, check_comparable, node_names
 from ascend_dsv4.accuracy.node_results import NodeRecorder
 from ascend_dsv4.accuracy.results import BarResult, Report, SweepResult
 from ascend_dsv4.accuracy.sweeps import run_sweeps
@@ -76,7 +75,7 @@ def compare_model(
     candidate      None for the reference's own, with overrides: weights are then held once
     overrides      functions in the place of the candidate's operators, see `lockstep.parse_override`
     greedy_tokens  how many tokens the reference goes on by, behind every prompt
-    sweeps         some of `sweeps.SWEEPS`, run on the candidate with the first prompt
+    sweeps         some of `sweeps.SWEEPS`, run on the candidate with the first prompt that is walked
     command        what a user types to get this; stands in the report, and in reproduction commands
 
     Raises ConfigError if the two cannot be compared or are the same, RequestError for a prompt, node or sweep that cannot be
@@ -89,7 +88,6 @@ def compare_model(
     run = _Run(reference, candidate, overrides, walk, command)
     walked = [prompts[0].name] if walk.prompts is None else walk.prompts
     tallies = [run.process(prompt, greedy_tokens, prompt.name in walked) for prompt in prompts]
-    run.check_nodes()
     return Report(
         title="compare model",
         command=command,
@@ -99,7 +97,7 @@ def compare_model(
         elements=tuple(run.recorder.elements),
         ends=tuple(tally.result() for tally in tallies),
         bars=_bars(reference, candidate, prompts, tallies),
-        sweeps=_sweeps(run, prompts[0], sweeps),
+        sweeps=_sweeps(run, next((prompt for prompt in prompts if prompt.name in walked), prompts[0]), sweeps),
         findings=(*run.findings(bool(walked)), *(text for tally in tallies for text in _end_findings(tally))),
         seconds=time.monotonic() - started,
     )
@@ -120,6 +118,7 @@ class _Run:
         self.overrides = overrides
         self._walk = walk
         self._tally: EndTally | None = None
+        _check_nodes(walk.nodes, reference)
         name = candidate.backend.bound_ops().implementation
         self.recorder = NodeRecorder(name, walk.nodes, walk.num_elements, walk.standard, command)
         self.runner = LockstepRunner(reference, candidate, overrides, self.recorder, self._take)
@@ -144,17 +143,6 @@ class _Run:
         if request.error is not None:
             raise RequestError(f"compare model, prompt {prompt.name!r}: {request.error}")
         return self._tally
-
-    def check_nodes(self) -> None:
-        """Raises RequestError for a node that was asked for and is not there."""
-        seen = self.recorder.seen
-        if absent := [name for name in self._walk.nodes if name not in seen]:
-            graph = absent[0].partition("/")[0]
-            near = [name for name in seen if name.startswith(f"{graph}/")] or sorted({name.partition("/")[0] for name in seen})
-            raise RequestError(
-                f"compare model: no node {absent[0]!r} was compared, expected one of {', '.join(near)}, because elements are "
-                "shown of nodes that ran. Take a name from the list of nodes."
-            )
 
     def findings(self, walked: bool) -> list[str]:
         """What speaks against the walk itself."""
@@ -187,6 +175,20 @@ def _check(prompts: Sequence[Prompt], walk: WalkOptions) -> None:
             "compare model: standard opbase-double, expected one that needs no baseline, because a walk has two sides and no "
             "third. Use tolerance, or opbase-double in `compare ops`."
         )
+
+
+def _check_nodes(wanted: Sequence[str], runner: ModelRunner) -> None:
+    """Raises RequestError for a node that is not there."""
+    names = node_names(runner)
+    for name in wanted:
+        if name not in names:
+            graph = name.partition("/")[0]
+            near = [other for other in names if other.startswith(f"{graph}/")]
+            near = near or list(dict.fromkeys(f"{other.partition('/')[0]}/…" for other in names))
+            raise RequestError(
+                f"compare model: got node {name!r}, expected one of {', '.join(near)}, because the model has no other there. "
+                "Take a name from the list."
+            )
 
 
 def _end_findings(tally: EndTally) -> list[str]:
@@ -238,10 +240,7 @@ def _environment(
         "candidate": _side(candidate) + (f", overrides {', '.join(replaced)}" if replaced else ""),
         "model": f"{reference.config.model_type}, {reference.config.num_hidden_layers} layers",
         "prompts": ", ".join(f"{prompt.name} ({len(prompt.token_ids)} tokens)" for prompt in prompts),
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "numpy": version("numpy"),
-        "machine": platform.machine(),
+        **environment(),
     }
 
 

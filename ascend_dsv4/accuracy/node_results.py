@@ -64,6 +64,9 @@ class NodeRecorder:
                 continue
             self._note_zeros(f"{place} {shown.name}", cut.golden, visit)
             introduced = self._judge(visit, shown, cut, (cut.introduced, cut.golden), _scores(visit, shown, cut))
+            if visit.overwritten:
+                reason = f"it overwrote {', '.join(visit.overwritten)}, which it may only read"
+                introduced = dataclasses.replace(introduced, status="fail", reason=reason, check="arguments", ratio=math.inf)
             total = self._judge(visit, shown, cut, (cut.candidate, cut.reference), None)
             self.nodes.append(_node_result(visit, shown, introduced, total, _same_bits(cut.candidate, cut.reference)))
             if place in self._wanted:

@@ -40,8 +40,8 @@ class Way:
 SWEEPS: Mapping[str, tuple[Way, ...]] = {
     "repeats": (Way("1st"), Way("2nd"), Way("3rd")),
     "batch size": tuple(Way(str(count + 1), strangers=count) for count in (0, 1, 3, 7)),
-    "chunk size": (Way("whole"), *(Way(str(size), chunk_size=size) for size in (128, 64, 17, 5))),
-    "padding": tuple(Way(f"to {bucket}", bucket=bucket) for bucket in (1, 7, 64)),
+    "chunk size": (Way("whole"), *(Way(str(size), chunk_size=size) for size in (128, 64, 17, 5, 1))),
+    "padding": tuple(Way(f"to {bucket}", bucket=bucket) for bucket in (1, 7, 64, 96)),
     "block order": (Way("in order"), Way("shuffled", block_seed=0), Way("shuffled again", block_seed=1)),
 }
 """What can be swept, each with its ways; the first is what the others are held against."""
@@ -59,7 +59,7 @@ def run_sweeps(
 
     promised   whether the implementation promises a single output; if so, two are a failure
 
-    Raises RequestError for an unknown sweep, or a prompt that does not fit.
+    Raises RequestError for an unknown sweep, a prompt that does not fit, or one that leaves a sweep a single way.
     """
     if unknown := [name for name in names if name not in SWEEPS]:
         raise RequestError(
@@ -73,6 +73,14 @@ def _sweep(
 ) -> SweepResult:
     # A way that the options leave no room for would repeat another one.
     ways = [way for way in SWEEPS[name] if way.strangers < runner.engine.max_num_seqs and (way.chunk_size or 0) < len(prompt)]
+    # Single tokens are as many steps as tokens, so they stand in only where nothing else does.
+    ways = [way for way in ways if way.chunk_size != 1 or len(ways) == 2]
+    if len(ways) < 2:
+        raise RequestError(
+            f"sweep {name!r}: a prompt of {len(prompt)} tokens with max_num_seqs={runner.engine.max_num_seqs} leaves one way "
+            "to compute it, expected at least two, because one alone always agrees with itself. Use a longer prompt, or raise "
+            "max_num_seqs."
+        )
     first, digests, largest = None, set(), 0.0
     for way in ways:
         logits = compute(runner, prompt, images, way)
