@@ -9,7 +9,7 @@ the engine sees, so the candidate is teacher-forced on the reference's tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -99,7 +99,7 @@ class Shown:
     dtype: str
     """Whose tolerance holds: that of the candidate's rounding."""
     golden: Array
-    """The reference's operator on inputs in the candidate's number format; of operators that round in mid-way their oracle."""
+    """The reference's operator on the reference's inputs, in the candidate's number format."""
     introduced: Array
     """The candidate's operator on the same inputs."""
     reference: Array
@@ -264,8 +264,11 @@ class _Step:
     """Whether it is an operator, which is looked at; builtins only move and add."""
     rounds: bool
     """Whether the candidate computes in another number format."""
-    rounds_inside: bool
-    """Whether the operator rounds in mid-way, so that one number format says nothing about the other."""
+    narrow: _Call | None
+    """The reference in the candidate's number format, for an operator that then rounds in mid-way: one format says nothing
+    about the other there."""
+    by_oracle: bool
+    """Whether that would be the candidate's own function, so that its oracle is asked instead."""
     dead: tuple[tuple[str, ...], tuple[str, ...]]
     """Values that nothing reads afterwards."""
 
@@ -306,7 +309,12 @@ class LockstepPlan:
         calls = _Call(self._backend.reference, nodes[0]), _Call(self._backend.candidate, nodes[1], function)
         rounds = any(a.type.dtype != b.type.dtype for a, b in _activations(*calls)) or _dtypes(nodes[0]) != _dtypes(nodes[1])
         inside = op not in BUILTINS and (get_spec(op).rounds_inside or nodes[0].attrs.get("rounding", "none") != "none")
-        return _Step(label(nodes[0]), *calls, op not in BUILTINS, rounds, inside, dead)
+        narrow = None
+        if rounds and inside:
+            narrow = _Call(self._backend.reference, replace(nodes[0], attrs={**nodes[0].attrs, **_dtypes(nodes[1])}))
+        theirs = function or self._backend.candidate.bound_ops().functions.get(op)
+        by_oracle = narrow is not None and theirs is self._backend.reference.bound_ops().functions.get(op)
+        return _Step(label(nodes[0]), *calls, op not in BUILTINS, rounds, narrow, by_oracle, dead)
 
     @torch.inference_mode()
     def __call__(
@@ -334,7 +342,7 @@ class LockstepPlan:
         looks = step.alone and self._watch is not None and not self._clock.quiet
         isolated = self._isolated(step, *tensors) if looks else []
         rounded = self._rounded(step, tensors[0], isolated) if looks and step.rounds else None
-        specified = _specified(step, rounded) if rounded is not None and step.rounds_inside else None
+        golden = None if rounded is None else self._golden(step, rounded, isolated)
         outs = step.reference(tensors[0]), step.candidate(tensors[1])
         for call, registers, made, given in zip((step.reference, step.candidate), sides, outs, tensors, strict=True):
             registers.update((value.name, tensor) for value, tensor in zip(call.node.outs, made, strict=True))
@@ -347,9 +355,7 @@ class LockstepPlan:
                 "reference": self._hosted(0, runs[0]),
                 "candidate": self._hosted(1, runs[1]),
             }
-            shown["golden"] = specified or shown["reference"]
-            if specified is None and rounded is not None:
-                shown["golden"] = self._hosted(0, _results(step.reference, rounded, step.reference(rounded)))
+            shown["golden"] = golden or shown["reference"]
             self._show(step, rounded or tensors[0], shown, self._overwritten(step, tensors[0], isolated), batch)
         self._clock.number += step.alone
 
@@ -368,6 +374,18 @@ class LockstepPlan:
             keeps = arg is None or other is None or is_weight(arg.name)
             given.append(tensor if keeps else self._backend.to_reference(moved, arg.type.dtype))
         return given
+
+    def _golden(self, step: _Step, rounded: list[Tensor], isolated: list[Tensor]) -> dict[str, Array]:
+        """What the candidate should return if its number format is another than the reference's."""
+        if step.narrow is None:
+            return self._hosted(0, _results(step.reference, rounded, step.reference(rounded)))
+        if step.by_oracle:
+            return _specified(step, rounded)
+        given = []
+        for arg, other, tensor, moved in zip(step.reference.args, step.candidate.args, rounded, isolated, strict=True):
+            keeps = arg is None or other is None or is_weight(arg.name)
+            given.append(tensor if keeps else self._backend.to_reference(moved, other.type.dtype))
+        return self._hosted(0, _results(step.narrow, given, step.narrow(given)))
 
     def _overwritten(self, step: _Step, reference: list[Tensor], isolated: list[Tensor]) -> tuple[str, ...]:
         """Arguments that no longer hold what they were given."""
@@ -453,7 +471,7 @@ def _dtypes(node: Node) -> dict[str, Any]:
 
 
 def _specified(step: _Step, given: Sequence[Tensor | None]) -> dict[str, Array]:
-    """What the contract promises of an operator that rounds in mid-way: its oracle in the candidate's number format."""
+    """What the contract promises of an operator that rounds in mid-way, by its oracle in the candidate's number format."""
     reference, candidate = step.reference.node, step.candidate.node
     arrays = {name: None if t is None else to_numpy(t) for name, t in zip(get_spec(reference.op).args, given, strict=True)}
     wide = {name: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for name, a in arrays.items()}
