@@ -26,3 +26,7 @@ class CapacityError(AscendDsv4Error):
 
 class RequestError(AscendDsv4Error, ValueError):
     """One request that cannot be served as sent: too long, out of vocabulary, bad parameter."""
+
+
+class CapsuleError(AscendDsv4Error, ValueError):
+    """Recorded operator calls that cannot be written, are damaged or incomplete, or do not fit this version."""

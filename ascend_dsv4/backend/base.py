@@ -15,7 +15,7 @@ Tensor = Any
 """A tensor of whichever framework the backend uses."""
 
 RunNode = Callable[..., tuple[Tensor, ...]]
-"""Called with a node's tensor arguments in contract order, None for one left out; returns the results, none if it only writes."""
+"""Called with a node's tensor arguments in contract order, None for one left out; returns the results, () if it only writes."""
 
 Observer = Callable[[Node, tuple[Tensor, ...], RunNode], tuple[Tensor, ...]]
 """Called in place of every node with the node, its tensor arguments and what runs it; returns the node's results. So it sees
