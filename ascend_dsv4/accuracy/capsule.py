@@ -255,7 +255,8 @@ def write_data(path: Path, blobs: Mapping[str, Bytes]) -> dict[str, Any]:
     text += b" " * (-len(text) % 8)
     digest, num_bytes = hashlib.sha256(), 0
     with path.open("wb") as file:
-        for piece in (len(text).to_bytes(8, "little"), text, *(data.data for _, data in items)):
+        pieces: list[Any] = [len(text).to_bytes(8, "little"), text, *(data for _, data in items)]
+        for piece in pieces:
             file.write(piece)
             digest.update(piece)
             num_bytes += len(piece)

@@ -111,7 +111,7 @@ def open_capsule(folder: Path | str) -> Capsule:
         )
     _check_contracts(folder, root, {call.op for call in calls})
     steps = {step.number: step for step in (_read_step(entry) for entry in root["steps"].entries())}
-    for name in ("versions", "processor"):
+    for name in ("versions", "processor", "model"):
         root[name].items()
     root["processor"]["num_threads"].integer(1, MAX_THREADS)
     for name in ("selection", "ended"):
@@ -177,8 +177,8 @@ def _check_contracts(folder: Path, root: _Field, ops: set[str]) -> None:
         by = root["versions"].value.get("ascend_dsv4") if isinstance(root["versions"].value, dict) else None
         raise CapsuleError(
             f"{folder}: version mismatch: the contract of {', '.join(changed)} is not the one recorded by ascend-dsv4 "
-            f"{show(by)}, expected the same arguments, outputs and attributes, because a call means something else otherwise. Record again "
-            "with this version, or replay with that one."
+            f"{show(by)}, expected the same arguments, outputs and attributes, because a call means something else otherwise. "
+            "Record again with this version, or replay with that one."
         )
 
 
