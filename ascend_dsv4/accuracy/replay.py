@@ -120,8 +120,8 @@ def _functions(calls: Sequence[RecordedCall], implementation: str | None, folder
         return {op: get_implementation(op, implementation or recorded) for op, recorded in ops.items()}
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"--impl {implementation}: {error}; expected an implementation of {', '.join(ops)}. Check the name; module:function "
-            "is looked for where Python looks for modules, and PYTHONPATH=folder adds a folder of your own."
+            f"--impl {implementation}: {error}; expected an implementation of {', '.join(ops)}. Check the name; "
+            "module:function is looked for where Python looks for modules, and PYTHONPATH=folder adds a folder of your own."
         ) from error
 
 
