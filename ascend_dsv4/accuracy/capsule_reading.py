@@ -34,6 +34,7 @@ from ascend_dsv4.accuracy.stored_tensors import (
     Part,
     StoredTensor,
     restore_tensor,
+    restore_widened,
 )
 from ascend_dsv4.config.checks import show
 from ascend_dsv4.errors import CapsuleError, CheckpointError
@@ -83,9 +84,15 @@ class Capsule:
             outs[name] = self._restore(call, name, before, changes)
         return outs
 
-    def _restore(self, call: RecordedCall, name: str, stored: StoredTensor, changes: Sequence[Part] = ()) -> Tensor:
+    def wide_arguments(self, call: RecordedCall) -> dict[str, Tensor | None]:
+        """`arguments` with every floating tensor in float64."""
+        return {name: None if t is None else self._restore(call, name, t, widen=True) for name, t in call.args.items()}
+
+    def _restore(
+        self, call: RecordedCall, name: str, stored: StoredTensor, changes: Sequence[Part] = (), *, widen: bool = False
+    ) -> Tensor:
         try:
-            return restore_tensor(stored, self.read, changes)
+            return restore_widened(stored, self.read) if widen else restore_tensor(stored, self.read, changes)
         except (OSError, OverflowError, MemoryError) as error:
             raise CapsuleError(
                 f"{self.folder}: call {call.number}, {name}: {stored.reach[1]:,} B cannot be mapped ({error}), expected room "
@@ -164,7 +171,7 @@ def _check_version(path: Path, manifest: Mapping[str, Any]) -> None:
     by = written.get("ascend_dsv4") if isinstance(written, dict) else None
     is_newer = type(version) is int and version > VERSION
     raise CapsuleError(
-        f"{path}: version mismatch: format {show(version)}, written by ascend-dsv4 {show(by)}; this version reads {VERSION}, "
+        f"{path}: version mismatch: format {show(version)}, written by ascend-dsv4 {show(by)}, expected {VERSION}, "
         "because formats change with what they hold. "
         + ("Update ascend-dsv4." if is_newer else "Record again with --capture.")
     )  # fmt: skip
@@ -270,7 +277,8 @@ def _check_types(entry: _Field, call: RecordedCall) -> None:
         types = spec.infer([None if t is None else TensorType(t.shape, t.dtype) for t in call.args.values()], call.attrs)
     except ShapeError as error:
         raise CapsuleError(
-            f"{entry.where}: {error}, because the contract of the operator says so. The capsule is damaged; record again."
+            f"{entry.where}: {error}; expected a call of the operator's contract, because it could not have run otherwise. The "
+            "capsule is damaged; record again."
         ) from error
     for (name, out), expected in zip(call.outs.items(), types, strict=True):
         if (out.shape, out.dtype) != (expected.shape, expected.dtype):

@@ -26,6 +26,7 @@ from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.figures import overflowed
 from ascend_dsv4.accuracy.judging import OutputContext, judge_output
 from ascend_dsv4.accuracy.results import CaseError, OutputResult, Report
+from ascend_dsv4.accuracy.stored_tensors import changed_rows
 from ascend_dsv4.errors import CapsuleError, ConfigError
 from ascend_dsv4.ops.library import dtype_name
 from ascend_dsv4.ops.registry import IMPLEMENTATION_MODULES, get_implementation, get_spec
@@ -142,6 +143,7 @@ class _Made:
 
     recorded: RecordedCall
     before: Arguments
+    """The arguments again, as they were before the call; with standard BITS those of the call itself."""
     outs: Mapping[str, Tensor]
     golden: Mapping[str, Tensor]
     """What was recorded."""
@@ -189,8 +191,7 @@ class _Replayer:
         for name in outs:
             if not isinstance(outs[name], Tensor):
                 raise TypeError(f"{name} is a {type(outs[name]).__name__}, expected a tensor")
-        needs_before = get_spec(recorded.op).mutates or self.standard == TOLERANCE
-        before = self._capsule.arguments(recorded) if needs_before else tensors
+        before = self._capsule.arguments(recorded) if self.standard == TOLERANCE else tensors
         made = _Made(recorded, before, outs, golden, _defined_rows(recorded, tensors, golden))
         if self._implementation is not None:
             problem = self._overwritten(made, tensors)
@@ -237,11 +238,10 @@ class _Replayer:
     def _against_float64(self, made: _Made) -> list[OutputResult]:
         """The reference on arguments in float64; figures without a verdict where the contract rounds in mid-operator."""
         recorded, spec = made.recorded, get_spec(made.recorded.op)
-        wide = {name: None if tensor is None else _widened(tensor) for name, tensor in made.before.items()}
         follow = {out.dtype[1:] for out in spec.outs.values() if out.dtype.startswith("@")}
         attrs = {name: FLOAT64 if name in follow else value for name, value in recorded.attrs.items()}
         with torch.inference_mode():
-            widened = call(recorded.op, "reference", wide, attrs)
+            widened = call(recorded.op, "reference", self._capsule.wide_arguments(recorded), attrs)
         results = []
         for name, golden in widened.items():
             kept = made.golden[name]
@@ -323,11 +323,9 @@ def _cut(made: _Made, name: str, mine: Tensor, golden: Tensor) -> tuple[Tensor, 
         return mine[: made.rows[name]], golden[: made.rows[name]]
     if name not in get_spec(made.recorded.op).mutates:
         return mine, golden
-    before, kept = made.before[name], made.golden[name]
+    before = made.recorded.args[name]
     assert before is not None
-    touched = [
-        i for i in range(len(before)) if not (same_bits(before[i], kept[i]) and same_bits(before[i], made.outs[name][i]))
-    ]
+    touched = changed_rows(before, made.outs[name], made.recorded.written[name])
     return mine[touched], golden[touched]
 
 
@@ -337,19 +335,6 @@ def _num_differing(left: Tensor, right: Tensor) -> int:
     integers: dict[int, Any] = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     bits = [tensor.contiguous().view(integers[tensor.element_size()]) for tensor in (left, right)]
     return int((bits[0] != bits[1]).sum())
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """In float64 if it is a number; of a cache only what holds any, so that one of gigabytes stays small."""
-    if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return tensor
-    if tensor.numel() * 8 < 1 << 26 or tensor.dim() < 2:
-        return tensor.double()
-    wide = torch.zeros(tensor.shape, dtype=torch.float64)  # the system's zero pages until written
-    for row, target in zip(tensor, wide, strict=True):
-        if bool(row.any()):
-            target.copy_(row)
-    return wide
 
 
 def _differences(capsule: Capsule) -> str:

@@ -142,6 +142,33 @@ def restore_tensor(stored: StoredTensor, read: Callable[[str], Bytes], changes: 
     return torch.from_numpy(memory).view(dtype).as_strided(stored.shape, stored.strides, stored.offset)
 
 
+def restore_widened(stored: StoredTensor, read: Callable[[str], Bytes]) -> Tensor:
+    """The same in float64 if it holds floating numbers (FP8 codes are none): strides and untouched memory as they are."""
+    if stored.dtype not in ("float32", "bfloat16", "float16"):
+        return restore_tensor(stored, read)
+    tensor = restore_tensor(replace(stored, dtype="float64", address=0, parts=()), read)
+    if tensor.numel():
+        narrow, width = getattr(torch, stored.dtype), DTYPE_BYTES[stored.dtype]
+        memory = tensor.as_strided((stored.reach[1] // width,), (1,), 0)
+        for part in stored.parts:
+            values = torch.from_numpy(read(part.blob).copy()).view(narrow)
+            memory[part.at // width : (part.at + part.num_bytes) // width] = values
+    return tensor
+
+
+def changed_rows(before: StoredTensor, after: Tensor, changes: Sequence[Part]) -> list[int]:
+    """Numbers along the first axis that `changes` touch, or where `after` is not what was before. Reads `after` once."""
+    now = store_tensor(after, before.source, lambda dtype, data, _: blob_name(dtype, data))
+    step = before.strides[0] * DTYPE_BYTES[before.dtype]
+    if not step or now.strides != before.strides:
+        return list(range(before.shape[0]))
+    rows: set[int] = set()
+    for part in (*changes, *changed_parts(before, now)):
+        at = part.at - before.reach[0]
+        rows.update(range(at // step, min((at + part.num_bytes - 1) // step + 1, before.shape[0])))
+    return sorted(rows)
+
+
 def _nonzero_chunks(data: Bytes) -> list[int]:
     """Numbers of the chunks that hold anything but zeros."""
     whole = data.size // CHUNK_BYTES
