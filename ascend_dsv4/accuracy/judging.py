@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,8 @@ class OutputContext:
     choice_gap: float | None = None
     """Of a choice, see `OpSpec.choices`."""
     scores: Array | None = None
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """More than those of `accuracy.figures`."""
     without: Collection[str] = ()
     seed: int = 0
 
@@ -53,10 +55,12 @@ def judge_output(
         context.actual, context.expected, context.output_dtype, context.tolerance, context.allow_constant, baseline, level,
         context.without,
     )  # fmt: skip
-    verdict, more, worst = judge(standard, asked), {}, None
+    verdict = judge(standard, asked)
+    more: dict[str, float] = dict(context.figures)
+    worst: Worst | None = None
     if context.choice_gap is not None and verdict.check == "elements":
         choice = compare_choices(context.actual, context.expected, context.scores, context.choice_gap)
-        more, ratio = dict(choice.figures), math.inf if choice.reason else 0.0
+        more, ratio = {**more, **choice.figures}, math.inf if choice.reason else 0.0
         verdict = Verdict("fail" if choice.reason else "pass", choice.reason, "choices" if choice.reason else "", ratio)
         worst = None if choice.worst is None else Worst((choice.worst[0],), *choice.worst[1:])
     if not context.decides:
@@ -67,7 +71,7 @@ def judge_output(
         op=context.op, implementation=context.implementation, dtype=context.dtype, case=context.case, kind=context.kind,
         output=context.output, golden=context.golden, standard=standard, status=verdict.status, reason=verdict.reason,
         check=verdict.check, ratio=verdict.ratio, num_elements=int(context.expected.size),
-        figures={} if question is None else figures(question.pair, context.output_dtype) | more,
+        figures={**({} if question is None else figures(question.pair, context.output_dtype)), **more},
         worst=worst or _worst(context),
         histogram=() if question is None else histogram(_element_ratios(question)),
         by_position=() if question is None else by_position(_element_ratios(question)),

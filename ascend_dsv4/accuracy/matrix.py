@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from ascend_dsv4.accuracy.calls import load_cases
 from ascend_dsv4.accuracy.environment import environment
+from ascend_dsv4.accuracy.naive import NAIVE, naive
 from ascend_dsv4.accuracy.operators import PreparedCase, judge_case, prepare, prepared_cases
 from ascend_dsv4.accuracy.results import CaseError, OutputResult, Report
 from ascend_dsv4.accuracy.standards import DOUBLE_CASES, DOUBLE_LIMITS, STANDARDS, recheck
@@ -62,6 +63,11 @@ class Selection:
             raise ConfigError(
                 f"--baseline {self.baseline}, --standard {self.standard}: expected a baseline exactly with opbase-double, "
                 "because that standard bounds errors by those of a third implementation. Give both, or neither."
+            )
+        if self.baseline == NAIVE and "float32" in self.dtypes and "reference" in self.implementations:
+            raise ConfigError(
+                "--impl reference, --baseline naive: expected --dtype bfloat16 or float16, because in float32 the naive "
+                "composition is the reference, which would be measured by itself. Add --dtype, or name another baseline."
             )
         if not 0 <= self.recheck <= RECHECK_LIMIT:
             raise ConfigError(f"--recheck {self.recheck}: expected 0 to {RECHECK_LIMIT} seeds. Give a number in that range.")
@@ -123,6 +129,8 @@ def compare_ops(selection: Selection, command: str = "", progress: Callable[[str
 
 
 def _resolve(op: str, implementation: str) -> Implementation:
+    if implementation == NAIVE:
+        return naive(op)
     try:
         return get_implementation(op, implementation)
     except (ImportError, AttributeError) as error:

@@ -33,6 +33,7 @@ from ascend_dsv4.accuracy.calls import (
 )
 from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
 from ascend_dsv4.accuracy.figures import FORMATS, overflowed
+from ascend_dsv4.accuracy.grids import GRIDS, grid_figures
 from ascend_dsv4.accuracy.judging import OutputContext, judge_output
 from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.accuracy.results import OutputResult
@@ -161,9 +162,11 @@ def judge_case(
         return [_refused_call(prepared, label, standard, *problem)]
     theirs = {} if baseline is None else call(prepared.op, baseline, _tensors(prepared), dict(prepared.attrs))
     results = []
+    promised = zip(prepared.spec.outs, prepared.spec.infer(types(tensors), prepared.attrs), strict=True)
+    dtypes = {out: dtype_name(tensor.dtype) for out, tensor in outs.items()} | {out: kind.dtype for out, kind in promised}
     for golden, values in prepared.goldens.items():
         for out in values:
-            context = _context(prepared, label, golden, out, outs, values, without)
+            context = _context(prepared, label, golden, (out, dtypes[out]), outs, values, without)
             base = to_numpy(theirs[out]) if theirs else None
             if context.expected.size:  # otherwise there was only a shape to get right, which is checked
                 results.append(judge_output(context, _defined(prepared, out, base), standard, level))
@@ -178,14 +181,14 @@ def _context(
     prepared: PreparedCase,
     label: str,
     golden: str,
-    out: str,
+    output: tuple[str, str],
     outs: Mapping[str, Tensor],
     values: Mapping[str, Array],
     without: Collection[str],
 ) -> OutputContext:
-    """Everything about one output that a verdict needs."""
+    """Everything about one output, given by name and promised dtype, that a verdict needs."""
+    out, dtype = output
     spec, expected, actual = prepared.spec, values[out], to_numpy(outs[out])
-    dtype = dtype_name(outs[out].dtype)
     ids = PAIRED.get((prepared.op, out))
     if ids is not None and actual.shape == expected.shape:
         actual = pair_with(to_numpy(outs[ids]), values[ids], actual, expected)
@@ -202,8 +205,20 @@ def _context(
         allow_constant=prepared.kind not in ("typical", EXPECTED),  # hostile cases may well ask for a constant
         choice_gap=spec.choices.get(out),
         scores=_defined(prepared, out, prepared.scores.get(out)),
+        figures=_grid_figures(prepared, out, actual, expected),
         without=without, seed=prepared.seed,
     )  # fmt: skip
+
+
+def _grid_figures(prepared: PreparedCase, out: str, actual: Array, expected: Array) -> dict[str, float]:
+    """Figures of the rows that were written to a cache on a grid; none for other outputs."""
+    slots, rounding = prepared.inputs.args.get("slots"), str(prepared.attrs.get("rounding"))
+    if out != "cache" or slots is None or rounding not in GRIDS or actual.shape != expected.shape:
+        return {}
+    written, tail = slots[slots >= 0], prepared.inputs.args.get("cos")
+    rope_dim = prepared.attrs["rope_dim"] if tail is None else 2 * tail.shape[1]
+    mine, right = (array.reshape(-1, array.shape[-1])[written] for array in (actual, expected))
+    return grid_figures(mine, right, rounding, rope_dim)
 
 
 def _in_output_format(golden: Array, dtype: str, *, exactly: bool) -> Array:
