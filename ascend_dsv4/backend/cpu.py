@@ -63,8 +63,8 @@ class CpuPlan:
             kind, _, name = path.partition(".")
             registers[register] = streams if kind == "streams" else carry[name] if kind == "carry" else batch[name]
         for step in self._steps:
-            inputs = tuple(registers[i] for i in step.inputs)
-            outputs = step.run(*inputs) if self._observer is None else self._observer(step.node, inputs, step.run)
+            inputs = [registers[i] for i in step.inputs]
+            outputs = step.run(*inputs) if self._observer is None else self._observer(step.node, tuple(inputs), step.run)
             for register, output in zip(step.outputs, outputs, strict=True):
                 registers[register] = output
             for register in step.last_used:

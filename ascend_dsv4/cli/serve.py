@@ -103,6 +103,7 @@ def _captured(llm: LLM, capture: CaptureOptions | None, answer: Callable[[], Non
     logger = logging.getLogger("ascend_dsv4.capture")
     try:
         with capture.record(llm) as recording:
+            logger.info("recording operator calls into %s, which will hold what users write", capture.folder)
             answer()
     except CapsuleError as error:
         logger.error("%s", error)

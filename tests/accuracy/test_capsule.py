@@ -21,7 +21,15 @@ from ascend_dsv4.accuracy.capsule import CapsuleWriter
 from ascend_dsv4.accuracy.capsule_reading import open_capsule
 from ascend_dsv4.accuracy.replay import replay
 from ascend_dsv4.accuracy.results import Report
-from ascend_dsv4.accuracy.stored_tensors import CHUNK_BYTES, PAGE_BYTES, Bytes, restore_tensor, store_tensor
+from ascend_dsv4.accuracy.stored_tensors import (
+    CHUNK_BYTES,
+    PAGE_BYTES,
+    Bytes,
+    blob_name,
+    changed_parts,
+    restore_tensor,
+    store_tensor,
+)
 from ascend_dsv4.cli import main
 from ascend_dsv4.errors import CapsuleError, ConfigError, UnsupportedError
 from ascend_dsv4.ops.rms_norm.reference import rms_norm
@@ -114,6 +122,22 @@ def test_tensors_come_back_as_they_were(name: str, tensor: Tensor) -> None:
         assert back.untyped_storage().data_ptr() % PAGE_BYTES == tensor.untyped_storage().data_ptr() % PAGE_BYTES
     if name == "mostly zeros":  # the chunk of the ten numbers and that of -0, which is no zero
         assert [data.size for data in blobs.values()] == [CHUNK_BYTES, CHUNK_BYTES]
+
+
+def test_changes_of_a_memory_are_what_became_another() -> None:
+    stored: dict[str, Bytes] = {}
+
+    def add(dtype: str, data: Bytes, is_constant: bool) -> str:
+        stored[name := blob_name(dtype, data)] = data.copy()
+        return name
+
+    tensor = torch.zeros(5 * CHUNK_BYTES // 4)
+    tensor[:: CHUNK_BYTES // 4][:3] = 7.0
+    before = store_tensor(tensor, "x", add)
+    tensor[0], tensor[-1] = 0.0, 9.0  # a chunk that becomes zero, and one that no longer is
+    changes = changed_parts(before, store_tensor(tensor, "x", add))
+    assert [(part.at // CHUNK_BYTES, bool(part.blob)) for part in changes] == [(0, False), (4, True)]
+    assert torch.equal(restore_tensor(before, stored.__getitem__, changes), tensor)
 
 
 HUGE = """
