@@ -42,6 +42,48 @@ def objections(results: Iterable[OutputResult]) -> list[OutputResult]:
 
 
 @dataclass(frozen=True, slots=True)
+class Objection:
+    """All failures, or all refusals, of one operator in one implementation."""
+
+    status: Literal["fail", "refused"]
+    op: str
+    implementation: str
+    dtypes: tuple[str, ...]
+    num_outputs: int
+    worst: OutputResult
+
+
+def objections_by_operator(results: Iterable[OutputResult]) -> list[Objection]:
+    """Failures before refusals, each by falling ratio."""
+    held: dict[tuple[str, str, str], list[OutputResult]] = defaultdict(list)
+    for result in objections(results):
+        held[result.status, result.op, result.implementation].append(result)
+    return [
+        Objection(
+            status="refused" if status == "refused" else "fail",
+            op=op,
+            implementation=implementation,
+            dtypes=tuple(dict.fromkeys(result.dtype for result in group)),
+            num_outputs=len(group),
+            worst=group[0],
+        )
+        for (status, op, implementation), group in held.items()
+    ]
+
+
+def selection(results: Iterable[OutputResult], most_per_cell: int, most: int) -> list[OutputResult]:
+    """Worst first, but only a few of each cell, since one fault shows in many cases."""
+    taken: dict[Key, int] = defaultdict(int)
+    chosen = []
+    for result in worst_first(results):
+        key = (result.op, result.implementation, result.dtype)
+        taken[key] += 1
+        if taken[key] <= most_per_cell and len(chosen) < most:
+            chosen.append(result)
+    return chosen
+
+
+@dataclass(frozen=True, slots=True)
 class Cell:
     """One operator in one implementation at one dtype."""
 

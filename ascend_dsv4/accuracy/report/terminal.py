@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ascend_dsv4.accuracy.report.summary import MARKS, MEANINGS, Cell, Matrix, first_introduced, graphs, matrix
-from ascend_dsv4.accuracy.report.summary import objections, ranking, verdict
+from ascend_dsv4.accuracy.report.summary import objections, ranking, selection, verdict
 from ascend_dsv4.accuracy.report.wording import count_text, index_text, printable, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import NodeResult, OutputResult, Report
 
@@ -100,13 +99,7 @@ def _draw_objections(console: Console, report: Report, verbose: bool) -> None:
     if not held:
         return
     _title(console, "failed or refused, worst first")
-    taken: Counter[tuple[str, str, str]] = Counter()
-    shown: list[OutputResult] = []
-    for result in held:
-        key = (result.op, result.implementation, result.dtype)
-        taken[key] += 1
-        if verbose or (taken[key] <= _MOST_PER_CELL and len(shown) < _MOST):
-            shown.append(result)
+    shown = held if verbose else selection(held, _MOST_PER_CELL, _MOST)
     for result in shown:
         about = [result.op, result.dtype, result.implementation, f"case {result.case}", f"output {result.output}"]
         _head(console, result.status, about)
