@@ -9,6 +9,8 @@ Every figure is a function of a `Pair`, so a report with more figures adds funct
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -104,92 +106,184 @@ class Comparison:
     cosine_distance: float = 0.0
     nonfinite_equal: bool = True
     """NaN, +∞ and −∞ sit at the same positions."""
+    ratio: float = 0.0
+    """Largest metric over its limit: of any element, and of the angle. ∞ where something without a limit differs."""
+    check: str = ""
+    """Which of CHECKS failed; empty if none did."""
 
 
-def compare(actual: Array, expected: Array, tolerance: Tolerance, *, allow_constant: bool = False) -> Comparison:
+def compare(
+    actual: Array,
+    expected: Array,
+    tolerance: Tolerance,
+    *,
+    allow_constant: bool = False,
+    without: Collection[str] = (),
+) -> Comparison:
     """Hold an output against its expected value: |a − e| ≤ abs + rel·|e| for every element, and 1 − cos ≤ cos over all.
 
     actual, expected  arrays of one shape, both floating or both integer; integers and booleans must be equal
     tolerance         ignored for integers; with cos = 0 the angle is not looked at, since the elements then decide
     allow_constant    accept an expected array that holds a single value: for outputs that must be constant
+    without           checks that are left out, by name: how a self-test shows that each is needed
     """
-    reason = _misfit(actual, expected) or _refusal(actual, expected, tolerance, allow_constant)
-    if reason:
-        return Comparison(False, reason, num_elements=int(np.size(expected)), num_over=0)
-    pair = Pair(actual, expected)
-    if expected.dtype.kind == "f":
-        margin = pair.error - (tolerance.abs + tolerance.rel * pair.magnitude)
-        over = (margin > 0) | pair.nonfinite_differ
-        margin = np.where(pair.nonfinite_differ, np.inf, margin)
-    else:
-        margin, over = pair.error, actual != expected
-    distance = cosine_distance(pair)
-    reason = _verdict(pair, int(over.sum()), tolerance, distance)
+    question = Question(actual, expected, tolerance, allow_constant)
+    for name, ask in PRECONDITIONS.items():
+        if name not in without and (reason := ask(question)):
+            return Comparison(False, reason, num_elements=int(np.size(expected)), num_over=0, ratio=math.inf, check=name)
+    if expected.size == 0:
+        return Comparison(True, "", 0, 0)
+    pair, ratios = question.pair, question.ratios
+    answers = {name: ask(question) for name, ask in VERDICTS.items() if name not in without}
+    failed, reason = next(((name, reason) for name, (_, reason) in answers.items() if reason), ("", ""))
     # Two integers may differ where their float64 difference is 0, so what is over comes first.
-    worst = np.unravel_index(int(np.argmax(np.where(over, margin, -np.inf) if over.any() else margin)), expected.shape)
+    worst = np.unravel_index(int(np.argmax(np.where(question.over, question.margin, -np.inf) if question.over.any()
+                                           else question.margin)), ratios.shape)  # fmt: skip
     return Comparison(
         passed=not reason,
         reason=reason,
         num_elements=expected.size,
-        num_over=int(over.sum()),
+        num_over=int(question.over.sum()),
         max_abs=max_abs(pair),
         max_rel=max_rel(pair),
         worst_index=tuple(int(i) for i in worst),
         worst_actual=float(actual[worst]),
         worst_expected=float(expected[worst]),
-        cosine_distance=distance,
+        cosine_distance=question.distance,
         nonfinite_equal=not pair.nonfinite_differ.any(),
+        ratio=max((ratio for ratio, _ in answers.values()), default=0.0),
+        check=failed,
     )
 
 
-def _verdict(pair: Pair, num_over: int, tolerance: Tolerance, distance: float) -> str:
-    """Why two comparable arrays are not equal enough; empty if they are."""
-    if pair.nonfinite_differ.any():
-        return f"NaN or infinity differs at {int(pair.nonfinite_differ.sum())} positions"
-    if pair.expected.dtype.kind != "f":
-        return f"{num_over} of {pair.expected.size} elements differ" if num_over else ""
-    if num_over:
-        return f"{num_over} of {pair.expected.size} elements outside abs {tolerance.abs:g}, rel {tolerance.rel:g}"
-    if 0 < tolerance.cos < distance:
-        return f"1 - cos = {distance:.3g} exceeds {tolerance.cos:g}"
-    return ""
+@dataclass(frozen=True)
+class Question:
+    """Two arrays and what is asked of them. What is derived presumes that the arrays fit each other."""
+
+    actual: Array
+    expected: Array
+    tolerance: Tolerance
+    allow_constant: bool
+
+    @cached_property
+    def pair(self) -> Pair:
+        return Pair(self.actual, self.expected)
+
+    @cached_property
+    def is_float(self) -> bool:
+        return bool(self.expected.dtype.kind == "f")
+
+    @cached_property
+    def limit(self) -> NDArray[np.float64]:
+        """Largest accepted error of every element."""
+        return self.tolerance.abs + self.tolerance.rel * self.pair.magnitude
+
+    @cached_property
+    def margin(self) -> NDArray[np.float64]:
+        """By how much every element is beyond its limit."""
+        if not self.is_float:
+            return self.pair.error
+        return np.where(self.pair.nonfinite_differ, np.inf, self.pair.error - self.limit)
+
+    @cached_property
+    def over(self) -> NDArray[np.bool_]:
+        """What is beyond its limit, differing NaN and ∞ included."""
+        if not self.is_float:
+            differ: NDArray[np.bool_] = self.actual != self.expected
+            return differ
+        return self.margin > 0
+
+    @cached_property
+    def ratios(self) -> NDArray[np.float64]:
+        """Error of every element over its limit; ∞ where there is none, 0 where nothing differs."""
+        if not self.is_float:
+            return np.where(self.over, np.inf, 0.0)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return np.where(self.pair.error == 0, 0.0, self.pair.error / self.limit)
+
+    @cached_property
+    def distance(self) -> float:
+        return cosine_distance(self.pair)
 
 
-def _misfit(actual: Array, expected: Array) -> str:
+def _nonfinite(asked: Question) -> tuple[float, str]:
+    count = int(asked.pair.nonfinite_differ.sum())
+    return (math.inf, f"NaN or infinity differs at {count} positions") if count else (0.0, "")
+
+
+def _elements(asked: Question) -> tuple[float, str]:
+    top, count = float(asked.ratios.max(initial=0.0)), int((asked.over & ~asked.pair.nonfinite_differ).sum())
+    if not count:
+        return top, ""
+    if not asked.is_float:
+        return top, f"{count} of {asked.expected.size} elements differ"
+    return top, f"{count} of {asked.expected.size} elements outside abs {asked.tolerance.abs:g}, rel {asked.tolerance.rel:g}"
+
+
+def _angle(asked: Question) -> tuple[float, str]:
+    limit = asked.tolerance.cos
+    if not asked.is_float or limit == 0:
+        return 0.0, ""
+    beyond = asked.distance > limit
+    return asked.distance / limit, f"1 - cos = {asked.distance:.3g} exceeds {limit:g}" if beyond else ""
+
+
+def _misfit(asked: Question) -> str:
     """Why two arrays have nothing to compare."""
     kinds = []
-    for name, array in (("actual", actual), ("expected", expected)):
+    for name, array in (("actual", asked.actual), ("expected", asked.expected)):
         if not isinstance(array, np.ndarray):
             return f"{name} is a {type(array).__name__}, expected a numpy array"
         if array.dtype.kind not in "fiub":
             return f"{name} has dtype {array.dtype}, expected floats, integers or booleans; pass other floats as float32"
         kinds.append("float" if array.dtype.kind == "f" else "integer")
     if kinds[0] != kinds[1]:
-        return f"actual is {actual.dtype}, expected is {expected.dtype}"
-    if actual.shape != expected.shape:
-        return f"actual has shape {list(actual.shape)}, expected has {list(expected.shape)}"
+        return f"actual is {asked.actual.dtype}, expected is {asked.expected.dtype}"
+    if asked.actual.shape != asked.expected.shape:
+        return f"actual has shape {list(asked.actual.shape)}, expected has {list(asked.expected.shape)}"
     return ""
 
 
-def _refusal(actual: Array, expected: Array, tolerance: Tolerance, allow_constant: bool) -> str:
-    """Why the comparison could not fail."""
-    if expected.size == 0:
-        return "refused: no elements"
-    if np.shares_memory(actual, expected):
-        return "refused: actual and expected are the same memory"
-    limits = (tolerance.abs, tolerance.rel, tolerance.cos)
-    if not all(np.isfinite(limit) and limit >= 0 for limit in limits) or tolerance.rel >= 1:
-        return f"refused: {tolerance} is not a limit; each must be finite and not negative, rel below 1"
-    if not allow_constant and expected.size > 1 and _is_constant(expected):
-        return f"refused: expected is {expected.flat[0]} throughout; pass allow_constant=True if that is the right answer"
-    return ""
+def _empty(asked: Question) -> str:
+    return "refused: no elements" if asked.expected.size == 0 else ""
 
 
-def _is_constant(array: Array) -> bool:
+def _same_memory(asked: Question) -> str:
+    return "refused: actual and expected are the same memory" if np.shares_memory(asked.actual, asked.expected) else ""
+
+
+def _limit(asked: Question) -> str:
+    limits = (asked.tolerance.abs, asked.tolerance.rel, asked.tolerance.cos)
+    if all(np.isfinite(limit) and limit >= 0 for limit in limits) and asked.tolerance.rel < 1:
+        return ""
+    return f"refused: {asked.tolerance} is not a limit; each must be finite and not negative, rel below 1"
+
+
+def _constant(asked: Question) -> str:
+    expected = asked.expected
+    if asked.allow_constant or expected.size <= 1 or not is_constant(expected):
+        return ""
+    return f"refused: expected is {expected.flat[0]} throughout; pass allow_constant=True if that is the right answer"
+
+
+def is_constant(array: Array) -> bool:
+    """Whether a single value, or NaN, fills an array that is not empty."""
     first = array.flat[0]
     if first != first:
         return bool(np.isnan(array).all())
     return bool((array == first).all())
+
+
+PRECONDITIONS: Mapping[str, Callable[[Question], str]] = {
+    "misfit": _misfit, "empty": _empty, "same-memory": _same_memory, "limit": _limit, "constant": _constant,
+}  # fmt: skip
+"""Why two arrays cannot be compared, or could not have failed; in order, the first reason counts."""
+VERDICTS: Mapping[str, Callable[[Question], tuple[float, str]]] = {
+    "nonfinite": _nonfinite, "elements": _elements, "angle": _angle,
+}  # fmt: skip
+"""Metric over limit of two comparable arrays, and why they are not equal enough."""
+CHECKS = (*PRECONDITIONS, *VERDICTS)
+"""All checks of `compare` by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +312,14 @@ def compare_sets(actual: Array, expected: Array, scores: Array | None = None, *,
                       expected one. Without scores the sets must be equal. NaN ranks as −∞
     tie               scores this close to that lowest one count as equal to it
     """
-    reason = _misfit(actual, expected)
+    asked = Question(actual, expected, EXACT, allow_constant=True)
+    reason = _misfit(asked)
     if not reason and (expected.dtype.kind not in "iu" or expected.ndim == 0):
         reason = f"indices are {expected.dtype} with {expected.ndim} axes, expected rows of integers"
     if not reason and scores is not None and scores.shape[:-1] != expected.shape[:-1]:
         reason = f"scores have shape {list(scores.shape)}, expected {[*expected.shape[:-1], 'num_candidates']}"
     if not reason:
-        reason = _refusal(actual, expected, EXACT, allow_constant=True)
+        reason = _empty(asked) or _same_memory(asked)
     if not reason and scores is not None and int(expected.max()) >= scores.shape[-1]:
         reason = f"expected index {int(expected.max())} has no score among {scores.shape[-1]}"
     if reason:

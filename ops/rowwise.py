@@ -9,7 +9,9 @@ are given full vectors only; a sum that leaves a single value is split between t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
@@ -26,9 +28,22 @@ PIECE_ELEMENTS = 16384
 """Elements that torch leaves to one thread; it splits from 32,768 on."""
 
 
+_is_narrow = ContextVar("is_narrow", default=False)
+
+
 def accumulate_dtype(x: Tensor) -> torch.dtype:
     """float32, or float64 for float64 inputs."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return x.dtype if _is_narrow.get() else torch.promote_types(x.dtype, torch.float32)
+
+
+@contextmanager
+def narrow_accumulation() -> Iterator[None]:
+    """References compute in the dtype of their inputs instead, rounding after every step: how a naive composition errs."""
+    token = _is_narrow.set(True)
+    try:
+        yield
+    finally:
+        _is_narrow.reset(token)
 
 
 def aligned_rows(x: Tensor, num_rows: int) -> Tensor:

@@ -98,6 +98,11 @@ class OpSpec:
     """Arguments written in place: always caches."""
     tol: Mapping[tuple[str, str], Tolerance] = field(default_factory=dict)
     """(output or mutated argument, dtype) → tolerance. Integers are always exact."""
+    choices: Mapping[str, float] = field(default_factory=dict)
+    """Integer output whose rows are sets of chosen numbers → how far apart two scores may be, relative to the largest score of
+    the row, that an implementation may rank either way."""
+    rounds_inside: bool = False
+    """Whether the contract rounds to a 16-bit compute dtype in mid-operator, so that unrounded float64 is another answer."""
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Sort a call's arguments into tensors, in contract order, and attributes.

@@ -49,6 +49,7 @@ SPEC = define(
             ("cache", "bfloat16"): Tolerance(1e-3, 2 / 128, 5e-6),
             ("state", "float32"): Tolerance(1e-6, 1e-6, 1e-10),
         },
+        rounds_inside=True,
         source="DeepSeek-V4 model definition, compressor; chunked prefill; cache state",
     )
 )

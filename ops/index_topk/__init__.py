@@ -34,6 +34,7 @@ SPEC = define(
         },
         outs={"entries": Out(("num_tokens", "topk"), "int32"), "blocks": Out(("num_tokens", "num_candidates"), "int32")},
         attrs={"ratio": "int", "topk": "int", "rounding": "str", "candidate_block": "int", "num_candidates": "int"},
+        choices={"entries": 1e-5, "blocks": 1e-5},
         source="DeepSeek-V4 model definition, lightning indexer and selection; V4.1, two-level selection",
     )
 )

@@ -34,6 +34,7 @@ SPEC = define(
             "norm_eps": "float", "n_group": "int", "topk_group": "int",
         },
         tol={("weights", "float32"): Tolerance(1e-6, 1e-5, 1e-10)},
+        choices={"ids": 1e-6},
         source="Mixture of experts in the DeepSeek-V4 (steps 1 to 3), V4.1 (image bias) and V3.2 (groups) model definitions",
     )
 )  # fmt: skip

@@ -11,9 +11,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ascend_dsv4.accuracy.calls import call
 from ascend_dsv4.engram.hashing import ABSENT, EngramHash
 from ascend_dsv4.model.checkpoint import Checkpoint
-from tests.ops.harness import call
 
 
 def packed_table(checkpoint: Checkpoint, name: str) -> tuple[str, NDArray[np.uint8]]:

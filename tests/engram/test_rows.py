@@ -8,9 +8,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from ascend_dsv4.accuracy.calls import call
 from ascend_dsv4.engram.rows import FORMATS, RowError, RowFormat, decode_rows, encode_rows, has_nonfinite, row_bytes
 from ascend_dsv4.errors import CheckpointError, ConfigError
-from tests.ops.harness import call
 
 
 def values(n: int = 50, head_dim: int = 64) -> NDArray[np.float32]:

@@ -1,36 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a case on an implementation: numpy inputs to torch, outputs and written caches by name."""
+"""Runs cases on implementations, and holds outputs against answers."""
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
-import zlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from ascend_dsv4.accuracy.calls import arguments, call, load_cases, to_numpy
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, arg_dtypes, resolve_attrs
+from ascend_dsv4.ops.cases import Case, CaseInputs, resolve_attrs
 from ascend_dsv4.ops.compare import Comparison, compare
-from ascend_dsv4.ops.library import dtype_name, tensor_type
-from ascend_dsv4.ops.registry import IMPLEMENTATION_MODULES, get_implementation, get_spec
-from ascend_dsv4.ops.spec import EXACT, OpSpec, TensorType, Tolerance
+from ascend_dsv4.ops.library import dtype_name
+from ascend_dsv4.ops.registry import IMPLEMENTATION_MODULES, get_spec
+from ascend_dsv4.ops.spec import EXACT, OpSpec, Tolerance
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-def cases(name: str) -> tuple[Case, ...]:
-    """CASES of an operator."""
-    return importlib.import_module(f"ascend_dsv4.ops.{name}.cases").CASES  # type: ignore[no-any-return]
-
-
-def expected_cases(name: str) -> tuple[ExpectedCase, ...]:
-    """EXPECTED of an operator."""
-    return importlib.import_module(f"ascend_dsv4.ops.{name}.cases").EXPECTED  # type: ignore[no-any-return]
 
 
 def implementations(name: str) -> Iterator[str]:
@@ -45,60 +33,9 @@ def every_case() -> Iterator[tuple[str, str, Case, str]]:
     for name in OP_NAMES:
         half = ("float16",) if any(dtype == "float16" for _, dtype in get_spec(name).tol) else ()
         for implementation in implementations(name):
-            for case in cases(name):
+            for case in load_cases(name):
                 dtypes = case.dtypes + (half if case.kind == "typical" and "bfloat16" in case.dtypes else ())
                 yield from ((name, implementation, case, dtype) for dtype in dtypes)
-
-
-def make(name: str, case: Case) -> CaseInputs:
-    """The inputs of a case. The seed follows from its name, so that every test sees the same numbers."""
-    return case.make(np.random.default_rng(zlib.crc32(f"{name}/{case.name}".encode())))
-
-
-def to_torch(array: Array, dtype: str) -> Tensor:
-    """A tensor with the strides of the array, in memory of its own."""
-    source = torch.from_numpy(array)
-    if dtype == "float8_e4m3fn" and array.dtype == np.uint8:
-        return source.clone().view(torch.float8_e4m3fn)
-    tensor = torch.empty_strided(source.shape, source.stride(), dtype=getattr(torch, dtype))
-    return tensor.copy_(source)
-
-
-def to_numpy(tensor: Tensor) -> Array:
-    """The values in a type numpy has: 16-bit floats as float32, FP8 as its codes."""
-    if tensor.dtype == torch.float8_e4m3fn:
-        return tensor.view(torch.uint8).numpy().copy()
-    narrow = tensor.dtype in (torch.bfloat16, torch.float16)
-    return (tensor.float() if narrow else tensor).numpy().copy()
-
-
-def arguments(spec: OpSpec, inputs: CaseInputs, dtype: str) -> dict[str, Tensor | None]:
-    """Tensors of a call by argument name."""
-    tensors: dict[str, Tensor | None] = {}
-    for name, wanted in arg_dtypes(spec, inputs, dtype).items():
-        array = inputs.args.get(name)
-        tensors[name] = None if array is None or wanted is None else to_torch(array, wanted)
-    return tensors
-
-
-def wide_arguments(spec: OpSpec, inputs: CaseInputs) -> dict[str, Tensor | None]:
-    """The same with every float tensor in float64, also where the contract has float32 alone."""
-    tensors = arguments(spec, inputs, "float32")
-    floats = (torch.float32, torch.bfloat16)
-    return {name: t.double() if t is not None and t.dtype in floats else t for name, t in tensors.items()}
-
-
-def types(tensors: dict[str, Tensor | None]) -> list[TensorType | None]:
-    return [None if tensor is None else tensor_type(tensor) for tensor in tensors.values()]
-
-
-def call(name: str, implementation: str, tensors: dict[str, Tensor | None], attrs: dict[str, Any]) -> dict[str, Tensor]:
-    """Outputs, and the arguments that were written, by name."""
-    spec = get_spec(name)
-    outs = get_implementation(name, implementation)(*tensors.values(), **attrs)
-    outs = () if outs is None else outs if isinstance(outs, tuple) else (outs,)
-    written = {name: tensors[name] for name in spec.mutates}
-    return {**dict(zip(spec.outs, outs, strict=True)), **written}
 
 
 def run(name: str, inputs: CaseInputs, dtype: str, implementation: str = "reference") -> dict[str, Tensor]:
@@ -131,13 +68,3 @@ def check(name: str, inputs: CaseInputs, actual: dict[str, Tensor], expected: di
         # A hostile case may well ask for a constant; a typical one that does checks nothing.
         result = compare_defined(inputs, out, actual[out], answer, limit, constant=case.kind != "typical")
         assert result.passed or result.num_elements == 0, f"{name} {case.name} {out}: {result}"
-
-
-def same_bits(left: Tensor, right: Tensor) -> bool:
-    """Equal bit for bit, so that -0 differs from 0 and a NaN equals itself."""
-    return left.shape == right.shape and left.dtype == right.dtype and torch.equal(_bits(left), _bits(right))
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.contiguous().view(integers[tensor.element_size()])

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 
+from ascend_dsv4.accuracy.calls import make_inputs, same_bits, to_numpy
 from ascend_dsv4.backend.null import NullBackend
 from ascend_dsv4.ops.adjust_logits.cases import CASES, adjusted, bit_mask, inputs
 from ascend_dsv4.ops.cases import CaseInputs, Rng, f32, i32, normal
 from ascend_dsv4.ops.spec import ShapeError
-from tests.ops.harness import make, run, same_bits, to_numpy
+from tests.ops.harness import run
 
 ALL = i32([[-1]])
 """The mask that bars nothing of up to 32 tokens in one row."""
@@ -32,7 +33,7 @@ def null_adjust(given: CaseInputs) -> Any:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_the_null_backend_agrees(case: Any) -> None:
     """To the last bit, but for the sign of NaN: both round each step to float32."""
-    given, logits = make("adjust_logits", case), make("adjust_logits", case).args["logits"]
+    given, logits = make_inputs("adjust_logits", case), make_inputs("adjust_logits", case).args["logits"]
     mine, reference = null_adjust(given), to_numpy(adjust(given))
     assert mine.dtype == np.float32 and mine.shape == reference.shape
     number = ~np.isnan(reference)

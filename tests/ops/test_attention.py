@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from ascend_dsv4.accuracy.calls import same_bits
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32
 from ascend_dsv4.ops.index_topk.cases import inputs as index_inputs
 from ascend_dsv4.ops.mla_attention.cases import inputs as mla_inputs
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
-from tests.ops.harness import Array, run, same_bits
+from tests.ops.harness import Array, run
 
 
 def array(inputs: CaseInputs, name: str) -> Array:

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ascend_dsv4.accuracy.calls import call, same_bits
 from ascend_dsv4.ops.cases import Step, f32, i32, normal
-from tests.ops.harness import call, same_bits
 
 Chunks = Sequence[tuple[int, int]]
 """One step: which requests take how many tokens."""

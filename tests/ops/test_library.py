@@ -10,20 +10,20 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ascend_dsv4.accuracy.calls import arguments, load_cases, make_inputs, same_bits
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES, registry
 from ascend_dsv4.ops.cases import Case, resolve_attrs
 from ascend_dsv4.ops.library import library, overload, schema, tensor_type
 from ascend_dsv4.ops.registry import bind, define, get_implementation, get_spec, implements
 from ascend_dsv4.ops.spec import FLOAT, INT, Arg, OpSpec, Out, ShapeError, TensorType, multiply_dims, resolve_dim
-from tests.ops.harness import arguments, cases, make, same_bits
 
 SMALL = ("tokens-3", "tokens-1", "rows-3", "csa-length-4")
-SMALLEST = {name: next(case for case in cases(name) if case.name in SMALL) for name in OP_NAMES}
+SMALLEST = {name: next(case for case in load_cases(name) if case.name in SMALL) for name in OP_NAMES}
 LAYOUTS = [
     (name, case)
     for name in OP_NAMES
-    for case in cases(name)
+    for case in load_cases(name)
     if case.kind == "typical" or case.name in ("tokens-0", "rows-0", "views", "view", "transposed", "poisoned-padding")
 ]
 """Typical arguments, none at all, and such as are not contiguous."""
@@ -36,7 +36,7 @@ def names(value: object) -> str:
 @pytest.mark.parametrize("name", OP_NAMES)
 def test_opcheck(name: str) -> None:
     """torch's own check: mutation as declared, no aliasing, fake kernel equal to the real one, traceable with any size."""
-    inputs = make(name, SMALLEST[name])
+    inputs = make_inputs(name, SMALLEST[name])
     for dtype in SMALLEST[name].dtypes:
         tensors = arguments(get_spec(name), inputs, dtype)
         torch.library.opcheck(overload(name), tuple(tensors.values()), resolve_attrs(inputs, dtype))
@@ -45,7 +45,7 @@ def test_opcheck(name: str) -> None:
 @pytest.mark.parametrize(("name", "case"), LAYOUTS, ids=names)
 def test_fake_kernels_agree(name: str, case: Case) -> None:
     """In shapes, dtypes and strides. A compiler lays out memory by the fake outputs, which are contiguous."""
-    inputs = make(name, case)
+    inputs = make_inputs(name, case)
     for dtype in case.dtypes:
         tensors, attrs = arguments(get_spec(name), inputs, dtype), resolve_attrs(inputs, dtype)
         with FakeTensorMode() as mode:
@@ -59,7 +59,7 @@ def test_fake_kernels_agree(name: str, case: Case) -> None:
 @pytest.mark.parametrize(("name", "case"), LAYOUTS, ids=names)
 def test_outputs_are_fresh_memory(name: str, case: Case) -> None:
     """No output is an argument, or a view of one: whoever writes to it would change the other."""
-    inputs = make(name, case)
+    inputs = make_inputs(name, case)
     tensors = arguments(get_spec(name), inputs, "float32")
     outs = as_tuple(overload(name)(*tensors.values(), **resolve_attrs(inputs, "float32")))
     taken = {t.untyped_storage().data_ptr() for t in tensors.values() if t is not None and t.numel()}
@@ -197,8 +197,8 @@ class TestSpec:
     @pytest.mark.parametrize("name", OP_NAMES)
     def test_a_wrong_rank_is_refused(self, name: str) -> None:
         """Every tensor of every operator: one axis more than its contract has, and a dtype that no contract has."""
-        spec, case = get_spec(name), next(case for case in cases(name) if case.kind == "typical")
-        inputs = make(name, case)
+        spec, case = get_spec(name), next(case for case in load_cases(name) if case.kind == "typical")
+        inputs = make_inputs(name, case)
         types = [None if t is None else tensor_type(t) for t in arguments(spec, inputs, "float32").values()]
         attrs = resolve_attrs(inputs, "float32")
         spec.check_call(types, attrs)

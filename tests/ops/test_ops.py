@@ -7,31 +7,17 @@ import numpy as np
 import pytest
 import torch
 
+from ascend_dsv4.accuracy.calls import arguments, call, load_cases, load_expected, make_inputs, to_numpy, types, wide_arguments
+from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import Case, ExpectedCase, resolve_attrs
 from ascend_dsv4.ops.library import tensor_type
 from ascend_dsv4.ops.registry import get_spec
-from tests.ops.harness import (
-    arguments,
-    call,
-    cases,
-    check,
-    compare_defined,
-    every_case,
-    expected_cases,
-    implementations,
-    make,
-    run,
-    to_numpy,
-    tolerance,
-    types,
-    wide_arguments,
-)
-from tests.ops.oracles import ORACLES
+from tests.ops.harness import check, compare_defined, every_case, implementations, run, tolerance
 
 EVERY_CASE = list(every_case())
-SMOOTH = [(name, case) for name in OP_NAMES for case in cases(name) if case.smooth]
-EXPECTED = [(name, impl, case) for name in OP_NAMES for impl in implementations(name) for case in expected_cases(name)]
+SMOOTH = [(name, case) for name in OP_NAMES for case in load_cases(name) if case.smooth]
+EXPECTED = [(name, impl, case) for name in OP_NAMES for impl in implementations(name) for case in load_expected(name)]
 
 
 def case_id(value: object) -> str:
@@ -41,7 +27,7 @@ def case_id(value: object) -> str:
 @pytest.mark.parametrize(("name", "implementation", "case", "dtype"), EVERY_CASE, ids=case_id)
 def test_matches_the_oracle(name: str, implementation: str, case: Case, dtype: str) -> None:
     """Shapes and dtypes are those of the contract, values those of an independent computation on the same inputs."""
-    spec, inputs = get_spec(name), make(name, case)
+    spec, inputs = get_spec(name), make_inputs(name, case)
     tensors, attrs = arguments(spec, inputs, dtype), resolve_attrs(inputs, dtype)
     arrays = {arg: None if t is None else to_numpy(t) for arg, t in tensors.items()}
     wide = {arg: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for arg, a in arrays.items()}
@@ -61,7 +47,7 @@ def test_matches_the_oracle(name: str, implementation: str, case: Case, dtype: s
 @pytest.mark.parametrize(("name", "case"), SMOOTH, ids=case_id)
 def test_float64_agrees(name: str, case: Case) -> None:
     """The reference follows the dtype of its inputs up to float64, and float32 is within the tolerance of that."""
-    spec, inputs = get_spec(name), make(name, case)
+    spec, inputs = get_spec(name), make_inputs(name, case)
     narrow = run(name, inputs, "float32")
     wide = call(name, "reference", wide_arguments(spec, inputs), resolve_attrs(inputs, "float64"))
     check(name, inputs, narrow, {out: to_numpy(tensor) for out, tensor in wide.items()}, case)
@@ -81,11 +67,11 @@ def test_expected(name: str, implementation: str, case: ExpectedCase) -> None:
 def test_cases_are_complete(name: str) -> None:
     """Every operator has cases of each kind and at least one answer from elsewhere, and every output has a tolerance."""
     spec = get_spec(name)
-    assert {case.kind for case in cases(name)} == {"typical", "boundary", "hostile"}
-    assert len({case.name for case in cases(name)}) == len(cases(name))
-    assert expected_cases(name)
-    assert set(spec.outs) | set(spec.mutates) == {out for case in expected_cases(name) for out in case.outs}
-    for case in expected_cases(name):
+    assert {case.kind for case in load_cases(name)} == {"typical", "boundary", "hostile"}
+    assert len({case.name for case in load_cases(name)}) == len(load_cases(name))
+    assert load_expected(name)
+    assert set(spec.outs) | set(spec.mutates) == {out for case in load_expected(name) for out in case.outs}
+    for case in load_expected(name):
         assert case.source
     for out, promise in spec.outs.items():
         if not promise.dtype.startswith("int"):
@@ -94,8 +80,8 @@ def test_cases_are_complete(name: str) -> None:
 
 @pytest.mark.parametrize("name", OP_NAMES)
 def test_cases_are_reproducible(name: str) -> None:
-    for case in cases(name):
-        first, second = make(name, case), make(name, case)
+    for case in load_cases(name):
+        first, second = make_inputs(name, case), make_inputs(name, case)
         for arg, array in first.args.items():
             other = second.args[arg]
             assert (array is None and other is None) or np.array_equal(array, other, equal_nan=array.dtype.kind == "f")
@@ -108,8 +94,8 @@ def test_oracles_cover_every_operator() -> None:
 
 def test_the_harness_keeps_strides_and_dtypes() -> None:
     """Views reach the operator as views, in each dtype."""
-    view = next(case for case in cases("rms_norm") if case.name == "view")
+    view = next(case for case in load_cases("rms_norm") if case.name == "view")
     for dtype in ("float32", "bfloat16"):
-        tensor = arguments(get_spec("rms_norm"), make("rms_norm", view), dtype)["x"]
+        tensor = arguments(get_spec("rms_norm"), make_inputs("rms_norm", view), dtype)["x"]
         assert tensor is not None and not tensor.is_contiguous()
         assert tensor.dtype == getattr(torch, dtype)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ascend_dsv4.accuracy.calls import call, same_bits
 from ascend_dsv4.ops.cases import Step, i32, normal
-from tests.ops.harness import call, same_bits
 
 LENGTHS = (41, 30, 27)
 Chunks = Sequence[tuple[int, int]]

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from ascend_dsv4.accuracy.calls import same_bits, to_numpy
 from ascend_dsv4.ops.cases import CaseInputs, f32, i32, normal, random_fp8, random_scales
 from ascend_dsv4.ops.hc_pre.cases import inputs as hc_inputs
 from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
-from tests.ops.harness import run, same_bits, to_numpy
+from tests.ops.harness import run
 
 NUM_TOKENS = 19
 

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ascend_dsv4.accuracy.calls import arguments, call, same_bits
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.cases import CaseInputs, Step, f32, i32, normal, random_factors, random_fp4, random_fp8, random_scales
 from ascend_dsv4.ops.engram_gate.cases import inputs as gate_inputs
@@ -29,7 +30,7 @@ from ascend_dsv4.ops.registry import get_spec
 from ascend_dsv4.ops.route.cases import ATTRS as ROUTE_ATTRS
 from ascend_dsv4.ops.sparse_attention.cases import inputs as attention_inputs
 from ascend_dsv4.ops.vision_block.cases import inputs as vision_inputs
-from tests.ops.harness import Array, arguments, call, run, same_bits
+from tests.ops.harness import Array, run
 
 NUM_ROWS = 37
 PADDING = {"positions": -1, "req_idx": -1, "slots": -1, "ids": -1, "input_ids": 0, "top_k": 0, "entries": -1, "candidates": -1}

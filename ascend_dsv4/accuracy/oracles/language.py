@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every operator a second time: numpy loops in float64, written from the contracts and sharing no code with the references.
-
-An oracle takes the arguments by name (floats as float64, FP8 and FP4 weights as their bytes), the attributes, and the name of
-the compute dtype, to which it rounds where the model does so in mid-operator.
-"""
+"""Oracles of the text model, from embedding to sampling."""
 
 from __future__ import annotations
 
@@ -12,17 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ops.numerics import Args, Array, Oracle, decode, normed, round_to, silu, stored, turned
-from tests.ops.surroundings import (
-    concat,
-    engram_gate,
-    engram_rows,
-    gelu,
-    linear_bias,
-    merge_patches,
-    place_rows,
-    vision_block,
-)
+from ascend_dsv4.accuracy.oracles.numerics import Args, Array, decode, normed, round_to, silu, stored, turned
 
 
 def embed(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
@@ -386,14 +372,3 @@ def sample(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:
         ids.append(token)
         logprobs.append(row[token] - top - math.log(sum(math.exp(x - top) for x in row)))
     return {"ids": np.array(ids, dtype=np.int32), "logprobs": np.array(logprobs)}
-
-
-ORACLES: dict[str, Oracle] = {
-    oracle.__name__: oracle
-    for oracle in (
-        adjust_logits, compress_kv, concat, embed, engram_gate, engram_rows, expert_mlp, gelu, grouped_linear, hc_collapse,
-        hc_head, hc_post, hc_pre, index_topk, layer_norm, linear, linear_bias, logits, merge_patches, mla_attention,
-        moe_combine, moe_dispatch, place_rows, pool_kv, rms_norm, rope, route, sample, sparse_attention, step_metadata,
-        store_kv, store_state, swiglu, vision_block,
-    )
-}  # fmt: skip

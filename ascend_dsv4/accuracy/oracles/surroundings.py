@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Oracles of what surrounds the text model: n-gram rows and images. See oracles.py."""
+"""Oracles of what surrounds the text model: n-gram rows and images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ops.numerics import E4M3, Args, Array, normed, round_to, silu
+from ascend_dsv4.accuracy.oracles.numerics import E4M3, Args, Array, normed, round_to, silu
 
 
 def engram_rows(a: Args, attrs: dict[str, Any], dtype: str) -> dict[str, Array]:

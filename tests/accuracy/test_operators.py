@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`compare ops`: what passes, what is caught, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ascend_dsv4.accuracy.calls import load_cases
+from ascend_dsv4.accuracy.matrix import Selection, compare_ops
+from ascend_dsv4.accuracy.operators import FLOAT64, SPECIFIED, dtypes_of, judge_case, prepare
+from ascend_dsv4.accuracy.results import OutputResult
+from ascend_dsv4.errors import ConfigError, UnsupportedError
+from ascend_dsv4.ops import OP_NAMES
+from ascend_dsv4.ops.registry import get_implementation
+
+
+def run(op: str, function: Callable[..., Any], dtype: str = "float32", **options: Any) -> list[OutputResult]:
+    """Results of all cases of an operator."""
+    results = []
+    for case in load_cases(op):
+        if dtype in dtypes_of(op, case):
+            results += judge_case(prepare(op, case, dtype), "mine", function, **options)
+    return results
+
+
+def checks(results: list[OutputResult]) -> set[str]:
+    return {result.check for result in results if not result.passed}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_the_reference_passes(dtype: str) -> None:
+    report = compare_ops(Selection(dtypes=(dtype,)))
+    assert [result for result in report.results if not result.passed] == []
+    assert (report.exit_code, report.errors, report.findings) == (0, (), ())
+    judged = {result.op for result in report.results if result.status == "pass"}
+    if dtype == "float32":
+        assert judged == set(OP_NAMES)
+        assert {result.golden for result in report.results} == {FLOAT64, SPECIFIED, "expected"}
+    assert all(result.command.startswith("ascend-dsv4 compare ops --op ") for result in report.results)
+
+
+def test_goldens_that_decide() -> None:
+    """Where an operator rounds in mid-operator, unrounded float64 is shown without a verdict."""
+    statuses = {(result.dtype, result.golden): result.status for result in compare_ops(Selection(ops=("expert_mlp",))).results}
+    assert statuses["bfloat16", FLOAT64] == "noted" and statuses["bfloat16", SPECIFIED] == "pass"
+    assert statuses["float32", FLOAT64] == "pass"
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+    return get_implementation("rms_norm", "reference")(x, weight, eps=eps)  # type: ignore[no-any-return]
+
+
+class TestCaught:
+    def test_values(self) -> None:
+        results = run("rms_norm", lambda x, weight, *, eps: rms_norm(x, weight, eps=eps) * 1.01)
+        assert "elements" in checks(results)
+        failed = next(result for result in results if result.status == "fail")
+        assert failed.worst is not None and failed.ratio > 2
+        assert failed.histogram[-1] > 0 and max(failed.by_position) == failed.ratio
+
+    def test_nan(self) -> None:
+        def poisoned(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+            y = rms_norm(x, weight, eps=eps)
+            return y.index_fill(-1, torch.tensor([0]), torch.nan)
+
+        assert "nonfinite" in checks(run("rms_norm", poisoned))
+
+    def test_dtype_and_shape(self) -> None:
+        assert checks(run("rms_norm", lambda x, weight, *, eps: rms_norm(x, weight, eps=eps).double())) == {"types"}
+        assert "types" in checks(run("rms_norm", lambda x, weight, *, eps: rms_norm(x, weight, eps=eps)[None]))
+
+    def test_number_of_outputs(self) -> None:
+        assert checks(run("rms_norm", lambda x, weight, *, eps: (x, x))) == {"names"}
+        assert checks(run("rms_norm", lambda x, weight, *, eps: None)) == {"names"}
+
+    def test_an_overwritten_argument(self) -> None:
+        def in_place(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+            y = rms_norm(x, weight, eps=eps)
+            x.copy_(y)
+            return y
+
+        assert "arguments" in checks(run("rms_norm", in_place))
+
+    def test_an_argument_returned(self) -> None:
+        assert "alias" in checks(run("concat", lambda x, y: torch.cat([x, y], -1)[..., :]) + run("gelu", lambda x: x))
+
+    def test_other_bits_on_a_second_call(self) -> None:
+        calls = []
+
+        def drifting(x: Tensor, weight: Tensor | None, *, eps: float) -> Tensor:
+            calls.append(x)
+            return rms_norm(x, weight, eps=eps) * (1 + 1e-6 * (len(calls) % 2))
+
+        assert checks(run("rms_norm", drifting)) == {"repeat"}
+
+    def test_checks_can_be_left_out(self) -> None:
+        double = run("rms_norm", lambda x, weight, *, eps: rms_norm(x, weight, eps=eps).double(), without=("types",))
+        assert checks(double) == set()
+
+
+class TestRefused:
+    def test_unknown_things(self) -> None:
+        with pytest.raises(ConfigError, match="rms_norms"):
+            Selection(ops=("rms_norms",))
+        with pytest.raises(ConfigError, match="--standard loose"):
+            Selection(standard="loose")
+        with pytest.raises(ConfigError, match="--dtype int8"):
+            Selection(dtypes=("int8",))
+        with pytest.raises(UnsupportedError, match="unknown implementation 'fast'"):
+            compare_ops(Selection(ops=("rms_norm",), implementations=("fast",)))
+        with pytest.raises(ConfigError, match="no_such_module"):
+            compare_ops(Selection(ops=("rms_norm",), implementations=("no_such_module:f",)))
+
+    def test_a_baseline_that_is_the_candidate(self) -> None:
+        with pytest.raises(ConfigError, match="measured by itself"):
+            compare_ops(Selection(ops=("rms_norm",), standard="opbase-double", baseline="reference"))
+        with pytest.raises(ConfigError, match="measured by itself"):
+            Selection(ops=("rms_norm",), standard="opbase-double", baseline="naive")
+
+    def test_no_case_is_not_a_pass(self) -> None:
+        assert compare_ops(Selection(ops=("rms_norm",), cases=("no-such-case",))).exit_code == 2
+        assert compare_ops(Selection(ops=("rms_norm",), cases=("tokens-0",))).exit_code == 2
+
+    def test_an_exception_could_not_run(self) -> None:
+        report = compare_ops(Selection(ops=("gelu",), implementations=("math:sin",), cases=("random",), dtypes=("float32",)))
+        assert report.exit_code == 2
+        assert report.errors[0].case == "random" and "--case random" in report.errors[0].command
+
+
+def test_double_benchmark_by_the_naive_composition() -> None:
+    """In 16 bits the reference, which adds in float32, errs less than the naive composition."""
+    report = compare_ops(
+        Selection(
+            ops=("rms_norm", "linear", "hc_pre"), dtypes=("bfloat16",), standard="opbase-double", baseline="naive", level="L2",
+            cases=("hidden", "tokens-127"),
+        )
+    )  # fmt: skip
+    assert report.exit_code == 0 and {result.standard for result in report.results} == {"opbase-double"}
+    worse = compare_ops(
+        Selection(ops=("linear",), implementations=("naive",), dtypes=("bfloat16",), standard="opbase-double",
+                  baseline="reference", level="L2", cases=("tokens-127",))
+    )  # fmt: skip
+    assert {result.op for result in worse.results} == {"linear"}
