@@ -68,7 +68,9 @@ def _bar(left: float, wide: float, tall: float, height: float) -> str:
 
 
 def _small_chart(kind: str, label: str, bars: Sequence[Sequence[str]], limit: Markup) -> Markup:
-    drawn = [tag("path", class_=name, d="".join(paths)) for name, paths in zip(("within", "beyond"), bars, strict=True) if paths]
+    drawn = [
+        tag("path", class_=name, d="".join(paths)) for name, paths in zip(("within", "beyond"), bars, strict=True) if paths
+    ]
     width, height = _SMALL
     return tag("svg", *drawn, limit, class_=f"small {kind}", viewBox=f"0 0 {width} {height}", role="img", aria_label=label,
                preserveAspectRatio="none")  # fmt: skip
@@ -130,7 +132,15 @@ def _rules(top: int, y) -> Markup:  # type: ignore[no-untyped-def]
     for power in range(_FLOOR, top + 1):
         at = y(10.0**power)
         name = "limit-rule" if power == 0 else "rule"
-        label = "limit" if power == 0 else f"≤1e{power}" if power == _FLOOR else f"{10**power:,}" if power > 0 else f"{10.0**power:g}"
+        label = (
+            "limit"
+            if power == 0
+            else f"≤1e{power}"
+            if power == _FLOOR
+            else f"{10**power:,}"
+            if power > 0
+            else f"{10.0**power:g}"
+        )
         parts.append(tag("path", class_=name, d=f"M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"))
         parts.append(tag("text", label, x=_LEFT - 6, y=round(at + 4, 1), text_anchor="end"))
     return joined(parts)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ class _Test:
     message: str = ""
     details: str = ""
     output: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ def write_junit(report: Report, path: str | Path) -> None:
     root = ElementTree.Element("testsuites", name=printable(report.title), time=_seconds(report.seconds))
     suites = [suite for suite in _suites(report) if suite.tests]
     if not suites:
-        suites = [_Suite(report.title or "comparison", [_Test("comparison", "compare", "error", "empty", "nothing was compared")])]
+        suites = [
+            _Suite(report.title or "comparison", [_Test("comparison", "compare", "error", "empty", "nothing was compared")])
+        ]
     for suite in suites:
         _add_suite(root, suite, report)
     for key in ("tests", "failures", "errors", "skipped"):
@@ -54,8 +58,12 @@ def write_junit(report: Report, path: str | Path) -> None:
 def _suites(report: Report) -> Iterator[_Suite]:
     held = matrix(report)
     suites = {op: _Suite(op) for op in held.ops}
+    timed = set()
     for result in report.results:
-        suites[result.op].tests.append(_of_result(result))
+        case = (result.op, result.implementation, result.dtype, result.case, result.command)
+        # The time is that of the case, so its first output has it and sums come out right.
+        suites[result.op].tests.append(_of_result(result, 0.0 if case in timed else result.seconds))
+        timed.add(case)
     for error in report.errors:
         suites[error.op].tests.append(_of_error(error))
     yield from suites.values()
@@ -66,14 +74,14 @@ def _suites(report: Report) -> Iterator[_Suite]:
     yield _Suite("findings", [_Test("findings", text, "failure", "finding", text) for text in report.findings])
 
 
-def _of_result(result: OutputResult) -> _Test:
+def _of_result(result: OutputResult, seconds: float) -> _Test:
     name = f"{result.case} {result.dtype} {result.output} against {result.golden}"
     classname = f"{result.op}.{result.implementation}"
     if result.passed:
         noted = f"noted without a verdict, ratio {ratio_text(result.ratio)}" if result.status == "noted" else ""
-        return _Test(classname, name, output=noted)
+        return _Test(classname, name, output=noted, seconds=seconds)
     kind = "refused" if result.status == "refused" else result.check or "failed"
-    return _Test(classname, name, "failure", kind, _message(result), _details(result))
+    return _Test(classname, name, "failure", kind, _message(result), _details(result), seconds=seconds)
 
 
 def _message(result: OutputResult) -> str:
@@ -97,7 +105,9 @@ def _details(result: OutputResult) -> str:
 
 
 def _of_error(error: CaseError) -> _Test:
-    details = "\n".join(map(printable, [*error.message.splitlines(), *([f"reproduce: {error.command}"] if error.command else [])]))
+    details = "\n".join(
+        map(printable, [*error.message.splitlines(), *([f"reproduce: {error.command}"] if error.command else [])])
+    )
     message = error.message.splitlines()[0] if error.message else "broke off"
     name = f"{error.case} {error.dtype} did not come to an end"
     return _Test(f"{error.op}.{error.implementation}", name, "error", "broke off", message, details)
@@ -119,8 +129,12 @@ def _of_nodes(report: Report) -> Iterator[_Test]:
             by_id = {id(node.introduced): node for node in wrong}
             worst = objections(node.introduced for node in wrong) or [wrong[0].introduced]
             first = by_id[id(worst[0])]
-            message = f"{first.node} output {first.output} introduced an error of {ratio_text(first.introduced.ratio)} x its limit"
-            details = "\n\n".join(f"{by_id[id(result)].node} at {by_id[id(result)].where}\n{_details(result)}" for result in worst)
+            message = (
+                f"{first.node} output {first.output} introduced an error of {ratio_text(first.introduced.ratio)} x its limit"
+            )
+            details = "\n\n".join(
+                f"{by_id[id(result)].node} at {by_id[id(result)].where}\n{_details(result)}" for result in worst
+            )
             yield _Test("model", name, "failure", "introduced", message, details)
 
 
@@ -147,30 +161,37 @@ def _of_sweeps(report: Report) -> Iterator[_Test]:
 
 def _of_mutants(report: Report) -> Iterator[_Test]:
     for mutant in report.mutants:
-        said = f"original {ratio_text(mutant.original)}, mutant {ratio_text(mutant.mutant)} x the limit, {mutant.check or 'no check'}"
+        ratios = f"original {ratio_text(mutant.original)}, mutant {ratio_text(mutant.mutant)} x the limit"
+        said = f"{ratios}, {mutant.check or 'no check'}"
         name = f"{mutant.op} {mutant.name}"
         if mutant.caught:
             yield _Test("mutants", name, output=said)
         else:
-            yield _Test("mutants", name, "failure", "not caught", f"not caught: {said}", f"{mutant.what}\n{said}\n{mutant.case}")
+            yield _Test(
+                "mutants", name, "failure", "not caught", f"not caught: {said}", f"{mutant.what}\n{said}\n{mutant.case}"
+            )
 
 
 def _add_suite(root: ElementTree.Element, suite: _Suite, report: Report) -> None:
     number = {tag: sum(test.tag == tag for test in suite.tests) for tag in ("failure", "error")}
     element = ElementTree.SubElement(
         root, "testsuite", name=printable(suite.name), tests=str(len(suite.tests)), failures=str(number["failure"]),
-        errors=str(number["error"]), skipped="0",
+        errors=str(number["error"]), skipped="0", time=_seconds(sum(test.seconds for test in suite.tests)),
     )  # fmt: skip
     properties = ElementTree.SubElement(element, "properties")
     about = {"command": report.command, "standard": report.standard, "verdict": verdict(report).word, **report.environment}
     for name, value in about.items():
         ElementTree.SubElement(properties, "property", name=printable(name), value=printable(value))
+    taken: Counter[tuple[str, str]] = Counter()
     for test in suite.tests:
-        _add_test(element, test)
+        taken[test.classname, test.name] += 1
+        repeated = taken[test.classname, test.name]
+        _add_test(element, test, test.name if repeated == 1 else f"{test.name} ({repeated})")
 
 
-def _add_test(suite: ElementTree.Element, test: _Test) -> None:
-    element = ElementTree.SubElement(suite, "testcase", classname=printable(test.classname), name=printable(test.name))
+def _add_test(suite: ElementTree.Element, test: _Test, name: str) -> None:
+    attributes = {"classname": printable(test.classname), "name": printable(name), "time": _seconds(test.seconds)}
+    element = ElementTree.SubElement(suite, "testcase", attributes)
     if test.tag:
         problem = ElementTree.SubElement(element, test.tag, type=printable(test.kind), message=printable(test.message))
         problem.text = "\n".join(map(printable, test.details.split("\n")))

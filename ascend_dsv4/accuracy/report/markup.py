@@ -28,7 +28,9 @@ def joined(parts: Iterable[str]) -> Markup:
 
 
 def tag(name: str, /, *children: str, **attributes: str | float | bool | None) -> Markup:
-    """An element. Attributes: a trailing `_` is dropped, other ones are dashes; None and False leave one out, True has no value."""
+    """An element. In names of attributes a trailing `_` is dropped and other ones are dashes; None and False leave one out,
+    True has no value.
+    """
     parts = [name]
     for key, value in attributes.items():
         if value is None or value is False:

@@ -14,8 +14,17 @@ from typing import Final
 
 from ascend_dsv4.accuracy.report.data import page_data
 from ascend_dsv4.accuracy.report.markup import escaped, joined
-from ascend_dsv4.accuracy.report.sections import against, bin_names, ends_panel, head, matrix_panel, mutants_panel, panel, sweeps_panel
-from ascend_dsv4.accuracy.report.sections import worst_panel
+from ascend_dsv4.accuracy.report.sections import (
+    against,
+    bin_names,
+    ends_panel,
+    head,
+    matrix_panel,
+    mutants_panel,
+    panel,
+    sweeps_panel,
+    worst_panel,
+)
 from ascend_dsv4.accuracy.report.summary import matrix, points, ranking, verdict
 from ascend_dsv4.accuracy.report.walk import MOST_RANKED, drawn_steps, model_panels
 from ascend_dsv4.accuracy.report.wording import write_file

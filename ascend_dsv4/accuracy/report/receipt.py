@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 import typing
@@ -20,7 +21,7 @@ _Record = TypeVar("_Record")
 
 
 def write_receipt(report: Report, path: str | Path) -> None:
-    """Write `report.to_json()`; its keys `format` and `version` say how to read it. Raises ConfigError if it cannot be written."""
+    """Write `report.to_json()`; its keys `format` and `version` say how to read it. Raises ConfigError if it cannot."""
     write_file("receipt", path, json.dumps(report.to_json(), indent=1, allow_nan=False) + "\n")
 
 
@@ -55,14 +56,19 @@ def _record(kind: type[_Record], content: Any, name: str, where: str) -> _Record
     """A dataclass of a JSON object: every field without a default must be there, and nothing else."""
     if not isinstance(content, dict):
         _refuse(name, where, content, "an object", f"it stands for a {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    fields: dict[str, dataclasses.Field[Any]] = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    missing = dataclasses.MISSING
-    needed = {key for key, field in fields.items() if field.default is missing and field.default_factory is missing}
-    if not needed <= content.keys() <= fields.keys():
-        _refuse(name, where, sorted(content), f"the keys {sorted(fields)}", f"it stands for a {kind.__name__}")
+    hints, needed = _fields(kind)  # type: ignore[arg-type]
+    if not needed <= content.keys() <= hints.keys():
+        _refuse(name, where, sorted(content), f"the keys {sorted(hints)}", f"it stands for a {kind.__name__}")
     inside = f"{where}." if where else ""
     return kind(**{key: _value(hints[key], value, name, inside + key) for key, value in content.items()})
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Types of a dataclass's fields by name, and the names of those without a default."""
+    missing = dataclasses.MISSING
+    needed = (field.name for field in dataclasses.fields(kind) if field.default is missing and field.default_factory is missing)
+    return typing.get_type_hints(kind), frozenset(needed)
 
 
 def _value(hint: Any, content: Any, name: str, where: str) -> Any:
@@ -72,6 +78,8 @@ def _value(hint: Any, content: Any, name: str, where: str) -> Any:
         rest = [part for part in parts if part is not type(None)]
         return None if content is None else _value(rest[0], content, name, where)
     if origin is tuple and isinstance(content, list):
+        if all(type(item) is parts[0] for item in content):  # plain numbers and texts, of which there are most
+            return tuple(content)
         return tuple(_value(parts[0], item, name, f"{where}[{i}]") for i, item in enumerate(content))
     if origin is Mapping and isinstance(content, dict):
         return {key: _value(parts[1], item, name, f"{where}.{key}") for key, item in content.items()}

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Sequence
 
 from ascend_dsv4.accuracy.report.charts import histogram_chart, level, margin_chart, position_chart
 from ascend_dsv4.accuracy.report.markup import Markup, escaped, joined, tag
-from ascend_dsv4.accuracy.report.summary import MARKS, MEANINGS, Cell, Matrix, counts, objections_by_operator, selection, verdict
+from ascend_dsv4.accuracy.report.summary import (
+    MARKS,
+    MEANINGS,
+    Cell,
+    Matrix,
+    counts,
+    objections_by_operator,
+    selection,
+    verdict,
+)
 from ascend_dsv4.accuracy.report.wording import count_text, index_text, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import BINS, EndMetrics, MutantResult, OutputResult, Report, SweepResult
 
@@ -29,7 +38,11 @@ def head(report: Report) -> Markup:
     """Title, verdict, what it rests on, and what is needed to do it again."""
     ended = verdict(report)
     state = tag("p", ended.word, class_="state", role="status", data_state=ended.word)
-    about = [f"standard: {report.standard}" if report.standard else "", f"took {seconds_text(report.seconds)}", f"exit code {report.exit_code}"]
+    about = [
+        f"standard: {report.standard}" if report.standard else "",
+        f"took {seconds_text(report.seconds)}",
+        f"exit code {report.exit_code}",
+    ]
     about += [f"{name} {value}" for name, value in report.environment.items()]
     return tag(
         "header",
@@ -125,10 +138,15 @@ def matrix_panel(held: Matrix, numbers: dict[int, int]) -> Markup:
     tools = tag(
         "div",
         tag("fieldset", tag("legend", "Cells show", class_="unseen"), *switch, class_="switch"),
-        tag("div", tag("label", "Find ", tag("input", type="search", id="find", size="14", placeholder="operator")),
-            tag("label", tag("input", type="checkbox", id="grave"), " only what speaks against it"), class_="filters", hidden=True),
+        tag(
+            "div",
+            tag("label", "Find ", tag("input", type="search", id="find", size="14", placeholder="operator")),
+            tag("label", tag("input", type="checkbox", id="grave"), " only what speaks against it"),
+            class_="filters",
+            hidden=True,
+        ),
         class_="tools",
-    )  # fmt: skip
+    )
     box = tag("div", table, class_="scroll", tabindex="0", role="region", aria_label="Matrix of operators")
     return panel("matrix", "Operators", tools, _legend(held), box, unit="largest metric over its limit, and number of cases")
 
@@ -143,9 +161,14 @@ def _matrix_cell(cell: Cell | None, numbers: dict[int, int], is_first: bool) -> 
     number = tag("small", str(cell.num_cases), title=count_text(cell.num_cases, "case"))
     about = f"{cell.op}, {cell.implementation}, {cell.dtype}: {MEANINGS[cell.status]}, worst ratio {ratio_text(cell.ratio)}"
     button = tag(
-        "button", tag("span", ratio, number, class_="as-ratio"), histogram_chart(cell.histogram), position_chart(cell.by_position),
-        type="button", data_cell=str(numbers[id(cell)]), aria_label=f"{about}, {count_text(cell.num_cases, 'case')}",
-    )  # fmt: skip
+        "button",
+        tag("span", ratio, number, class_="as-ratio"),
+        histogram_chart(cell.histogram),
+        position_chart(cell.by_position),
+        type="button",
+        data_cell=str(numbers[id(cell)]),
+        aria_label=f"{about}, {count_text(cell.num_cases, 'case')}",
+    )
     tone = f"l{level(cell.ratio)}" if cell.status in ("pass", "fail") else cell.status
     return tag("td", button, class_=f"cell {tone} {edge}".strip())
 
@@ -166,8 +189,10 @@ def _legend(held: Matrix) -> Markup:
     bins = ", ".join(names)
     histogram = tag("p", f"Elements by error over limit, log of their count: {bins}. Right of the line: beyond the limit.",
                     class_="legend as-histogram")  # fmt: skip
-    position = tag("p", "Largest error over limit along the first axis, from its begin to its end, log scale. Above the line: beyond "
-                   "the limit.", class_="legend as-position")  # fmt: skip
+    along = (
+        "Largest error over limit along the first axis, from its begin to its end, log scale. Above the line: beyond the limit."
+    )
+    position = tag("p", along, class_="legend as-position")
     return joined([ratio, histogram, position])
 
 
@@ -178,7 +203,11 @@ def worst_panel(results: Sequence[OutputResult]) -> Markup:
         chosen = selection(wrong, _MOST_PER_CELL, _MOST_CARDS)
         rest = len(wrong) - len(chosen)
         unit = f"at most {_MOST_PER_CELL} of each operator, implementation and dtype"
-        more = [tag("p", f"{rest:,} more failed or were refused; the cells of the matrix hold them.", class_="hint")] if rest else []
+        more = (
+            [tag("p", f"{rest:,} more failed or were refused; the cells of the matrix hold them.", class_="hint")]
+            if rest
+            else []
+        )
         return panel("worst", "Worst cases", cards(chosen), *more, unit=unit)
     judged = [result for result in results if result.status == "pass"]
     if not judged:
@@ -195,36 +224,41 @@ def card(result: OutputResult) -> Markup:
     """One result: names, reason, worst element, the two small charts, command."""
     mark = tag("span", MARKS[result.status], class_="mark", title=MEANINGS[result.status])
     about = f"{result.dtype}, {result.implementation}"
-    title = tag("h3", mark, " ", result.op, " ", tag("span", about, class_="meaning"), tag("span", f"{ratio_text(result.ratio)} ×", class_="ratio"))
+    ratio = "refused" if result.status == "refused" else f"{ratio_text(result.ratio)} ×"
+    title = tag("h3", mark, " ", result.op, " ", tag("span", about, class_="meaning"), tag("span", ratio, class_="ratio"))
     case = f"case {result.case} ({result.kind}), output {result.output} against {result.golden}"
     said = result.reason.removeprefix("refused: ") if result.status == "refused" else result.reason
     parts = [title, tag("p", case, class_="about")]
     if said or result.check:
         check = [tag("span", f" check: {result.check}", class_="meaning")] if result.check else []
-        parts.append(tag("p", f"refused: {said}" if result.status == "refused" else said, *check, class_="reason"))
+        parts.append(tag("p", said, *check, class_="reason"))
     if result.worst is not None:
         worst = result.worst
         figures = {"worst at": index_text(worst.index), "actual": value_text(worst.actual), "golden": value_text(worst.golden)}
-        parts.append(tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in figures.items()), class_="element"))
-    charts = [("error over limit", histogram_chart(result.histogram)), ("along the first axis", position_chart(result.by_position))]
+        parts.append(
+            tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in figures.items()), class_="element")
+        )
+    charts = [
+        ("error over limit", histogram_chart(result.histogram)),
+        ("along the first axis", position_chart(result.by_position)),
+    ]
     drawn = [tag("figure", chart, tag("figcaption", name)) for name, chart in charts if chart]
-    parts.append(tag("div", *drawn, class_="charts") if drawn else "")
+    parts += [tag("div", *drawn, class_="charts")] if drawn else []
     parts.append(command_block(result.command))
     return tag("li", *parts, class_=f"card {result.status}")
 
 
 def table(name: str, columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = ()) -> Markup:
-    """A table that scrolls in its own box; numbers: columns set flush right."""
-    def kind(i: int) -> str | None:
-        return "number" if i in numbers else None
-
-    top = tag("tr", *(tag("th", column, scope="col", class_=kind(i)) for i, column in enumerate(columns)))
-    body = [
-        tag("tr", *(tag("th", cell, scope="row") if i == 0 else tag("td", cell, class_=kind(i)) for i, cell in enumerate(row)))
-        for row in rows
-    ]
-    box = tag("table", tag("thead", top), tag("tbody", *body), class_="plain")
-    return tag("div", box, class_="scroll", tabindex="0", role="region", aria_label=name)
+    """A table that scrolls in its own box, and on a narrow screen sets each row as a card; numbers: columns set flush right."""
+    kinds = ["number" if i in numbers else None for i in range(len(columns))]
+    top = [tag("th", column, scope="col", class_=kind) for column, kind in zip(columns, kinds, strict=True)]
+    body = []
+    for first, *rest in rows:
+        cells = zip(rest, columns[1:], kinds[1:], strict=True)
+        body.append(tag("tr", tag("th", first, scope="row"),
+                        *(tag("td", cell, class_=kind, data_label=column) for cell, column, kind in cells)))  # fmt: skip
+    drawn = tag("table", tag("thead", tag("tr", *top)), tag("tbody", *body), class_="plain stacking")
+    return tag("div", drawn, class_="scroll", tabindex="0", role="region", aria_label=name)
 
 
 def signed(status: str, text: str) -> Markup:
@@ -237,7 +271,17 @@ def ends_panel(ends: Sequence[EndMetrics]) -> Markup:
     """End metrics of a model, one prompt a row."""
     if not ends:
         return Markup("")
-    columns = ("Prompt", "Tokens", "KL mean", "KL max", "Top-1 equal", "Greedy equal", "Perplexity reference", "candidate", "Max abs")
+    columns = (
+        "Prompt",
+        "Tokens",
+        "KL mean",
+        "KL max",
+        "Top-1 equal",
+        "Greedy equal",
+        "Perplexity reference",
+        "candidate",
+        "Max abs",
+    )
     rows = []
     for end in ends:
         same = "all" if end.greedy_divergence is None else f"{end.greedy_divergence:,}"
@@ -259,7 +303,15 @@ def sweeps_panel(sweeps: Sequence[SweepResult]) -> Markup:
         status = "pass" if sweep.num_distinct == 1 else "fail" if sweep.allowed else "noted"
         promise = "one output" if sweep.allowed else "nothing"
         ways = tag("span", ", ".join(sweep.values), class_="ways")
-        rows.append((sweep.name, ways, signed(status, f"{sweep.num_distinct:,} of {len(sweep.values):,}"), promise, short(sweep.max_abs)))
+        rows.append(
+            (
+                sweep.name,
+                ways,
+                signed(status, f"{sweep.num_distinct:,} of {len(sweep.values):,}"),
+                promise,
+                short(sweep.max_abs),
+            )
+        )
     drawn = table("Sweeps", ("Sweep", "Ways", "Distinct outputs", "Promised", "Max abs"), rows, (4,))
     return panel("sweeps", "Sweeps", drawn, unit="the same tokens in ways that should not matter")
 

@@ -74,7 +74,7 @@ def objections_by_operator(results: Iterable[OutputResult]) -> list[Objection]:
 def selection(results: Iterable[OutputResult], most_per_cell: int, most: int) -> list[OutputResult]:
     """Worst first, but only a few of each cell, since one fault shows in many cases."""
     taken: dict[Key, int] = defaultdict(int)
-    chosen = []
+    chosen: list[OutputResult] = []
     for result in worst_first(results):
         key = (result.op, result.implementation, result.dtype)
         taken[key] += 1

@@ -6,14 +6,26 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ascend_dsv4.accuracy.report.summary import MARKS, MEANINGS, Cell, Matrix, first_introduced, graphs, matrix
-from ascend_dsv4.accuracy.report.summary import objections, ranking, selection, verdict
-from ascend_dsv4.accuracy.report.wording import count_text, index_text, printable, ratio_text, seconds_text, short, value_text
+from ascend_dsv4.accuracy.report.summary import (
+    MARKS,
+    MEANINGS,
+    Cell,
+    Matrix,
+    first_introduced,
+    graphs,
+    matrix,
+    objections,
+    ranking,
+    selection,
+    verdict,
+)
+from ascend_dsv4.accuracy.report.wording import index_text, printable, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import NodeResult, OutputResult, Report
 
 _MOST_PER_CELL = 2
@@ -21,7 +33,9 @@ _MOST = 20
 _MOST_RANKED = 10
 _STYLES = {"pass": "green", "fail": "bold red", "refused": "yellow", "noted": "dim", "error": "bold magenta"}
 _STATE_STYLES = {"introduced": "bold red", "inherited": "yellow", "within": "", "same": "dim"}
-_ASCII = str.maketrans({"✓": "+", "✗": "x", "⊘": "o", "·": ".", "∞": "inf", "…": "...", "×": "x", "–": "-", "≤": "<=", "−": "-"})
+_ASCII = str.maketrans(
+    {"✓": "+", "✗": "x", "⊘": "o", "·": ".", "∞": "inf", "…": "...", "×": "x", "–": "-", "≤": "<=", "−": "-"}
+)
 
 
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
@@ -69,10 +83,11 @@ def _draw_matrix(console: Console, held: Matrix) -> None:
             cells = [held.cells.get((op, implementation, dtype)) for dtype in shown]
             if any(cells):
                 number = max(cell.num_cases for cell in cells if cell)
-                table.add_row(_name(op), *(_cell_text(cell) for cell in cells), f"{number:,}")
+                _add(table, _name(op), *(_cell_text(cell) for cell in cells), f"{number:,}")
         _print(console, table)
     kinds = [status for status in MARKS if any(cell.status == status for cell in held.cells.values())]
-    _line(console, Text("\n  " + ", ".join(f"{MARKS[kind]} {MEANINGS[kind]}" for kind in kinds), "dim"))
+    console.print()
+    _sentence(console, ", ".join(f"{MARKS[kind]} {MEANINGS[kind]}" for kind in kinds), "dim", indent=2)
 
 
 def _cell_text(cell: Cell | None) -> Text:
@@ -105,7 +120,10 @@ def _draw_objections(console: Console, report: Report, verbose: bool) -> None:
         _head(console, result.status, about)
         _draw_details(console, result, verbose)
     if left := len(held) - len(shown):
-        _line(console, Text(f"\n  … and {left:,} more, of these operators and of {_others(held, shown)}: --verbose shows all", "dim"))
+        _line(
+            console,
+            Text(f"\n  … and {left:,} more, of these operators and of {_others(held, shown)}: --verbose shows all", "dim"),
+        )
 
 
 def _others(held: Sequence[OutputResult], shown: Sequence[OutputResult]) -> str:
@@ -134,7 +152,9 @@ def _draw_model(console: Console, nodes: Sequence[NodeResult], verbose: bool) ->
     else:
         _title(console, f"first introduced divergence: {first.graph}, {first.node}")
         where = f" at {first.where}" if first.where else ""
-        _sentence(console, f"step {first.step}, node {first.number}, output {first.output}, in {first.scope or 'the model'}{where}")
+        _sentence(
+            console, f"step {first.step}, node {first.number}, output {first.output}, in {first.scope or 'the model'}{where}"
+        )
         _draw_details(console, first.introduced, verbose)
     ranked = ranking(nodes)
     if ranked:
@@ -144,7 +164,7 @@ def _draw_model(console: Console, nodes: Sequence[NodeResult], verbose: bool) ->
             node = rank.worst
             ratios = (ratio_text(node.introduced.ratio), ratio_text(node.total.ratio))
             state = Text(node.state, _STATE_STYLES[node.state])
-            table.add_row(_name(f"{node.graph} {node.node}"), printable(node.output), rank.steps_text(), *ratios, state)
+            _add(table, _name(f"{node.graph} {node.node}"), node.output, rank.steps_text(), *ratios, state)
         _print(console, table)
         if not verbose and len(ranked) > _MOST_RANKED:
             _line(console, Text(f"  … and {len(ranked) - _MOST_RANKED:,} more that differ: --verbose shows all", "dim"))
@@ -153,22 +173,28 @@ def _draw_model(console: Console, nodes: Sequence[NodeResult], verbose: bool) ->
         table = _table("graph", "same", "within", "inherited", "introduced", "largest", "total")
         for graph in graphs(nodes):
             numbers = (str(graph.states[state]) for state in ("same", "within", "inherited", "introduced"))
-            table.add_row(_name(graph.graph), *numbers, ratio_text(graph.introduced), ratio_text(graph.total))
+            _add(table, _name(graph.graph), *numbers, ratio_text(graph.introduced), ratio_text(graph.total))
         _print(console, table)
 
 
 def _draw_ends(console: Console, report: Report) -> None:
     if not report.ends:
         return
-    _title(console, "end of the model: KL in nats, greedy tokens equal, perplexity of reference and candidate")
+    _title(console, "end of the model: KL in nats, greedy tokens that are equal, perplexity")
     table = _table("prompt", "tokens", "KL mean", "KL max", "top-1", "greedy", "ppl ref", "ppl cand")
     for end in report.ends:
         same = end.greedy_tokens if end.greedy_divergence is None else end.greedy_divergence
-        table.add_row(
-            _name(end.name), f"{end.num_tokens:,}", short(end.kl_mean), short(end.kl_max), f"{100 * end.top1_agreement:.2f}%",
-            f"{same}/{end.greedy_tokens}", value_text(round(end.perplexity_reference, 4)),
+        _add(
+            table,
+            _name(end.name),
+            f"{end.num_tokens:,}",
+            short(end.kl_mean),
+            short(end.kl_max),
+            f"{100 * end.top1_agreement:.2f}%",
+            f"{same}/{end.greedy_tokens}",
+            value_text(round(end.perplexity_reference, 4)),
             value_text(round(end.perplexity_candidate, 4)),
-        )  # fmt: skip
+        )
     _print(console, table)
 
 
@@ -181,7 +207,7 @@ def _draw_sweeps(console: Console, report: Report) -> None:
         status = "pass" if sweep.num_distinct == 1 else "fail" if sweep.allowed else "noted"
         distinct = Text(f"{MARKS[status]} {sweep.num_distinct}", _STYLES[status])
         promised = "equal" if sweep.allowed else "nothing"
-        table.add_row(_name(sweep.name), str(len(sweep.values)), distinct, short(sweep.max_abs), promised)
+        _add(table, _name(sweep.name), str(len(sweep.values)), distinct, short(sweep.max_abs), promised)
     _print(console, table)
 
 
@@ -194,7 +220,7 @@ def _draw_mutants(console: Console, report: Report) -> None:
         status = "pass" if mutant.caught else "fail"
         caught = Text(f"{MARKS[status]} {printable(mutant.check) or 'no check'}", _STYLES[status])
         numbers = (ratio_text(mutant.original), ratio_text(mutant.mutant))
-        table.add_row(_name(mutant.name), printable(mutant.op), *numbers, caught)
+        _add(table, _name(mutant.name), mutant.op, *numbers, caught)
     _print(console, table)
     for mutant in report.mutants:
         if not mutant.caught:
@@ -226,12 +252,12 @@ def _head(console: Console, status: str, parts: Sequence[str]) -> None:
     _line(console, Text.assemble("\n  ", (f"{MARKS[status]} {word}", _STYLES[status]), (said, "bold")))
 
 
-def _sentence(console: Console, text: str) -> None:
+def _sentence(console: Console, text: str, style: str = "", indent: int = 4) -> None:
     """A line below a head; a terminal gets it wrapped between words, a file keeps it whole."""
-    shown = "    " + printable(text)
+    shown = " " * indent + printable(text)
     if console.is_terminal:
-        shown = textwrap.fill(shown, max(console.width, 40), subsequent_indent=" " * 6, break_on_hyphens=False)
-    _line(console, Text(shown))
+        shown = textwrap.fill(shown, max(console.width, 40), subsequent_indent=" " * (indent + 2), break_on_hyphens=False)
+    _line(console, Text(shown, style))
 
 
 def _command(console: Console, command: str) -> None:
@@ -254,9 +280,16 @@ def _table(*columns: str, right: Sequence[int] = ()) -> Table:
     for i, column in enumerate(columns):
         is_figure = i in right if right else i > 0
         least = None if not is_figure else len(column)
-        justify = "right" if is_figure else "left"
-        table.add_column(column if i else "  " + column, justify=justify, no_wrap=True, overflow="ellipsis", min_width=least)  # type: ignore[arg-type]
+        justify: Literal["left", "right"] = "right" if is_figure else "left"
+        table.add_column(
+            Text(printable(column if i else "  " + column)), justify=justify, no_wrap=True, overflow="ellipsis", min_width=least
+        )
     return table
+
+
+def _add(table: Table, *cells: str | Text) -> None:
+    """A row; what is no Text is a foreign one and taken literally."""
+    table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells))
 
 
 def _print(console: Console, table: Table) -> None:

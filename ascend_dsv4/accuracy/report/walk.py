@@ -52,13 +52,25 @@ def _curves_panel(steps: dict[int, list[Point]], first: NodeResult | None) -> Ma
     shown = drawn_steps(steps)
     for step, held in shown.items():
         is_later = at is not None and step >= at.step
-        drawn = tag("div", divergence_chart(held, at if is_later else None), class_="scroll curve", tabindex="0", role="slider",
-                    data_step=str(step), aria_label=f"Nodes of step {step}", aria_valuemin="0", aria_valuemax=str(len(held) - 1),
-                    aria_valuenow="0", aria_valuetext="arrow keys read the nodes")  # fmt: skip
+        drawn = tag(
+            "div",
+            divergence_chart(held, at if is_later else None),
+            class_="scroll curve",
+            tabindex="0",
+            role="slider",
+            data_step=str(step),
+            aria_label=f"Nodes of step {step}",
+            aria_valuemin="0",
+            aria_valuemax=str(len(held) - 1),
+            aria_valuenow="0",
+            aria_valuetext="arrow keys read the nodes",
+        )
         readout = tag("p", f"{len(held):,} nodes in order of execution, by graph", class_="readout number")
         figures.append(tag("figure", tag("h3", f"Step {step}"), drawn, readout))
     more = [tag("p", f"{len(shown)} of {len(steps)} steps are drawn.", class_="hint")] if len(shown) < len(steps) else []
-    return panel("curves", "Divergence node by node", tag("p", *legend, class_="legend"), *figures, *more, unit="error over limit")
+    return panel(
+        "curves", "Divergence node by node", tag("p", *legend, class_="legend"), *figures, *more, unit="error over limit"
+    )
 
 
 def _ranking_panel(ranked: Sequence[Ranked]) -> Markup:
@@ -69,7 +81,9 @@ def _ranking_panel(ranked: Sequence[Ranked]) -> Markup:
         node = rank.worst
         name = tag("button", f"{node.graph} {node.node}", type="button", class_="plain-button", data_node=str(i))
         ratios = (ratio_text(node.introduced.ratio), ratio_text(node.total.ratio))
-        rows.append((name, node.output, rank.steps_text(), *ratios, _state(node.state), tag("span", node.where, class_="where")))
+        rows.append(
+            (name, node.output, rank.steps_text(), *ratios, _state(node.state), tag("span", node.where, class_="where"))
+        )
     columns = ("Node", "Output", "Steps", "Introduced", "Total", "State", "In the model at")
     unit = f"the {MOST_RANKED} largest of {len(ranked):,}" if len(ranked) > MOST_RANKED else ""
     return panel("ranking", "Nodes by the error that they introduce", table("Ranking", columns, rows, (2, 3, 4)), unit=unit)

@@ -86,4 +86,6 @@ def write_file(what: str, path: str | Path, text: str) -> None:
     except (OSError, ValueError) as error:
         because = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         message = f"{what} {printable(str(path))}: cannot be written ({because}), expected a file in an existing folder that"
-        raise ConfigError(f"{message} this user may write to, because the comparison is kept there. Name another file.") from error
+        raise ConfigError(
+            f"{message} this user may write to, because the comparison is kept there. Name another file."
+        ) from error

@@ -114,7 +114,7 @@ function binTable(counts) {
 }
 
 function keptCard(kept, heading = "") {
-  const title = node("h3", {}, node("span", { class: "mark" }, MARKS[kept.status]), heading || kept.name, node("span", { class: "ratio" }, `${kept.ratio} ×`));
+  const title = node("h3", {}, node("span", { class: "mark" }, MARKS[kept.status]), heading || kept.name, node("span", { class: "ratio" }, kept.status === "refused" ? "refused" : `${kept.ratio} ×`));
   const card = node("div", { class: `card ${kept.status}` }, title);
   if (heading) card.append(node("p", { class: "about" }, kept.name));
   const said = kept.reason || (kept.status === "pass" ? "within every limit" : "");
@@ -213,6 +213,8 @@ function listenToCurve(host) {
   const cursor = svgNode("path", { class: "cursor" });
   let at = 0;
   svg.append(cursor);
+  const first = svg.querySelector(".first"); // on a narrow screen the box scrolls: begin where it matters
+  if (first) host.scrollLeft = (first.getBBox().x / CURVE.width) * host.scrollWidth - host.clientWidth / 2;
   const move = (wanted) => {
     at = Math.min(Math.max(wanted, 0), points.length - 1);
     const [graph, name, introduced, total, state] = points[at];
