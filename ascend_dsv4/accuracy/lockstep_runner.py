@@ -56,14 +56,14 @@ class LockstepRunner(ModelRunner):
              for a, b in zip(*layers, strict=True)}
             for layers in zip(reference.plan.layers, candidate.plan.layers, strict=True)
         ]  # fmt: skip
-        self._mtp, self._dspark = [], []
+        self._mtp, self._dspark, self._watch = [], [], None
         self._overrides = tuple(overrides)
-        self._watch = watch
+        self._node_watch = watch
         self._take = take
         self.clock = Clock()
         self._compile(None)
 
-    def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
+    def _compile(self, observer: Callable[[int | str], Observer | None] | None) -> None:
         def compiled(
             name: str, layer: int | None, graph: Callable[[ModelRunner], Graph], weights: Callable[[ModelRunner], Any],
             caches: Mapping[str, Pair],
@@ -73,7 +73,7 @@ class LockstepRunner(ModelRunner):
                 named = {f"w.{path}" if path else "w": tensor for path, tensor in leaves(weights(side)).items()}
                 constants.append(named | {f"caches.{name}": getattr(pair, half) for name, pair in caches.items()})
             graphs = graph(self.sides[0]), graph(self.sides[1])
-            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._watch,
+            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._node_watch,
                                 self.clock)  # fmt: skip
 
         self._tables = compiled("step_tables", None, lambda r: r.graphs.step_tables, lambda r: r.weights.rotary, {})
