@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -112,7 +113,8 @@ def node_names(runner: ModelRunner) -> list[str]:
 
 def check_comparable(reference: ModelRunner, candidate: ModelRunner, overrides: Sequence[Override] = ()) -> None:
     """Raises ConfigError for two models that cannot be compared, or two sides that compute the very same thing."""
-    if reference.config != candidate.config or reference.plan.num_blocks != candidate.plan.num_blocks:
+    plans = [replace(side.plan, layers=()) for side in (reference, candidate)]
+    if reference.config != candidate.config or plans[0] != plans[1]:
         raise ConfigError(
             "compare model: the sides have different models or cache sizes, expected one checkpoint and equal max_model_len, "
             "max_num_seqs, max_num_batched_tokens and block sizes, because both walk through the same tokens and blocks. Open "

@@ -182,6 +182,21 @@ def test_bfloat16_introduces_nothing_beyond_its_tolerances(golden_v4: Path, v4: 
     assert first is not None and (first.layer, first.op) == (3, "hc_post")
 
 
+def test_operators_that_round_in_mid_way_are_held_against_the_same_rounding(golden_v4: Path, v4: LLM, prompt: Prompt) -> None:
+    """A bfloat16 kernel of its own against a float32 model: its golden is the reference in bfloat16, to the last bit here."""
+    other = LLM(golden_v4 / "fp8_fp4", ops="reference", dtype="bfloat16", weights="bf16", kv_cache="bf16", max_model_len=384,
+                max_num_seqs=4, progress=False)  # fmt: skip
+    names = ("expert_mlp", "compress_kv", "index_topk", "store_kv")
+    own = [Override(name, lambda *a, name=name, **k: reference(name)(*a, **k)) for name in names]
+    options: dict[str, Any] = {"greedy_tokens": 1}
+    report = compare_model(v4.runner, other.runner, [prompt], own, **options)
+    ratios = {name: [node.introduced.ratio for node in report.nodes if node.op == name] for name in names}
+    assert all(values and max(values) == 0 for values in ratios.values())
+    wrong = Override("expert_mlp", lambda *a, **k: reference("expert_mlp")(*a, **{**k, "limit": 1.0}), frozenset({3}))
+    first = first_introduced(compare_model(v4.runner, other.runner, [prompt], [wrong], **options).nodes)
+    assert first is not None and (first.layer, first.op) == (3, "expert_mlp")
+
+
 class Elsewhere:
     """A backend that holds its tensors somewhere else: only what the protocol has may be used on them."""
 
