@@ -58,6 +58,8 @@ class OutputResult:
     """Largest error over its limit in each of up to PARTS equal parts of the first axis."""
     command: str = ""
     """Reproduces this one case."""
+    seconds: float = 0.0
+    """Of the whole case, goldens and other outputs included; 0 if it was not measured."""
 
     @property
     def passed(self) -> bool:
