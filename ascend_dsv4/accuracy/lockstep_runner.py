@@ -59,12 +59,13 @@ class LockstepRunner(ModelRunner):
         ]  # fmt: skip
         self._mtp, self._dspark = [], []
         self._overrides = tuple(overrides)
-        self._watch = watch
+        self._watch = None  # what a runner lets look into its steps; nodes are shown to _sees
+        self._sees = watch
         self._take = take
         self.clock = Clock()
         self._compile(None)
 
-    def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
+    def _compile(self, observer: Callable[[int | str], Observer | None] | None) -> None:
         def compiled(
             name: str, layer: int | None, graph: Callable[[ModelRunner], Graph], weights: Callable[[ModelRunner], Any],
             caches: Mapping[str, Pair],
@@ -74,7 +75,7 @@ class LockstepRunner(ModelRunner):
                 named = {f"w.{path}" if path else "w": tensor for path, tensor in leaves(weights(side)).items()}
                 constants.append(named | {f"caches.{name}": getattr(pair, half) for name, pair in caches.items()})
             graphs = graph(self.sides[0]), graph(self.sides[1])
-            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._watch,
+            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._sees,
                                 self.clock)  # fmt: skip
 
         self._tables = compiled("step_tables", None, lambda r: r.graphs.step_tables, lambda r: r.weights.rotary, {})
@@ -105,9 +106,8 @@ def _layer_weights(layer: int, runner: ModelRunner) -> Any:
 
 def node_names(runner: ModelRunner) -> list[str]:
     """Every operator call of the model in order, as layer3/hc_pre.0."""
-    graphs = runner.graphs
-    named = {"step_tables": graphs.step_tables, "embed": graphs.embed}
-    named |= {f"layer{i}": graphs.layers[spec] for i, spec in enumerate(layer_specs(runner.config))} | {"head": graphs.head}
+    places = runner.graphs.by_place(runner.config)
+    named = {f"layer{place}" if isinstance(place, int) else place: graph for place, graph in places.items()}
     return [f"{name}/{label(node)}" for name, graph in named.items() for node in graph.nodes if node.op not in BUILTINS]
 
 

@@ -259,17 +259,11 @@ def test_a_thing_is_not_compared_with_itself(golden_v4: Path, v4: LLM, prompt: P
 
 def test_zeros_on_both_sides_are_no_agreement(v4: LLM, prompt: Prompt) -> None:
     """A model whose attention is zero for a reason of its own passes no comparison."""
-    zeroed = {"sparse_attention": lambda *a, **k: torch.zeros_like(a[0])}
-    runner = LockstepRunner(v4.runner, v4.runner, [Override("rope", half_split)])
-    assert runner.sides[0] is v4.runner
-    backend = CpuBackend("reference")
-    backend.bound_ops().functions.update(zeroed)
-    broken = LLM.__new__(LLM)
-    broken.__dict__.update(v4.__dict__)
-    broken.runner = v4.runner.observed(lambda where: lambda *_: None, v4.engine_config)
-    broken.runner.backend = backend
-    report = compare_model(broken.runner, None, [prompt], [Override("rope", lambda *a, **k: reference("rope")(*a, **k))],
-                           greedy_tokens=1)  # fmt: skip
+    broken = v4.runner.observed(lambda where: None, v4.engine_config)
+    broken.backend = CpuBackend("reference")
+    broken.backend.bound_ops().functions["sparse_attention"] = lambda *a, **k: torch.zeros_like(a[0])
+    same = Override("rope", lambda *a, **k: reference("rope")(*a, **k))
+    report = compare_model(broken, None, [prompt], [same], greedy_tokens=1)
     assert {node.state for node in report.nodes} == {"same"}
     assert report.exit_code == 1
     assert "layer0/sparse_attention.0 o" in report.findings[0]
