@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dump_graph is not None:
         if capture is not None:
             raise ConfigError(
-                "--capture: got it with --dump-graph, expected one of them, because printing graphs runs nothing. Leave one out."
+                "--capture: got it with --dump-graph, expected one of them, because printing runs nothing. Leave one out."
             )
         return _dump_graphs(model, engine, args.dump_graph, as_json=args.json)
     params, images = sampling_params(args), read_images(args)
