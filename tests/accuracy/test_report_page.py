@@ -118,6 +118,7 @@ class TestPage:
     def test_foreign_text_stays_text(self) -> None:
         page = Page(hostile_report())
         assert not page.all("img")
+        assert not set(page.scripts()[0]) & set("<>&"), "also </script followed by a space, and <!--"
         assert "</script><img src=x onerror=alert(1)>&amp;\"'[red]␛[31m␀��" in page.shown()
         assert page.data()["cells"][0]["title"].startswith("</script><img")
         assert not set(page.source) & {"\x1b", "\x00", "\x9b", "\ud800", "\u202e"}

@@ -162,7 +162,7 @@ class TestTerminal:
         text = printed(
             dataclasses.replace(EMPTY, results=(dataclasses.replace(result, status="refused", reason="refused: constant"),))
         )
-        assert "⊘ refused" in text and "✓" not in text and text.endswith("FAIL\n")
+        assert "⊘ refused  adjust_logits  float32" in text and "✓" not in text and text.endswith("FAIL\n")
 
     def test_nothing_is_no_pass(self) -> None:
         assert printed(EMPTY).endswith("nothing was compared\nCOULD NOT RUN\n")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ascend_dsv4.accuracy.report.data import page_data
-from ascend_dsv4.accuracy.report.markup import escaped, joined
+from ascend_dsv4.accuracy.report.markup import escaped, joined, tag
 from ascend_dsv4.accuracy.report.sections import (
     against,
     bin_names,
@@ -49,7 +49,9 @@ def render_page(report: Report) -> str:
         body += [matrix_panel(held, {id(cell): i for i, cell in enumerate(cells)}), worst_panel(report.results)]
     body.append(mutants_panel(report.mutants))
     if not any(body[1:]):
-        body.append(panel("nothing", "Nothing was compared", "So nothing is shown, and nothing is proven."))
+        body.append(
+            panel("nothing", "Nothing was compared", tag("p", "So nothing is shown, and nothing is proven."), kind="notice")
+        )
     style, script = (_TEMPLATE.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     parts = {
         "title": escaped(f"{verdict(report).word}: {report.title}"),
