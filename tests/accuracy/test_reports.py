@@ -150,6 +150,8 @@ class TestTerminal:
         assert table[2].split()[:2] == ["layer6", "sparse_attention.2"] and table[2].endswith("introduced")
         assert "plain text" in text and "98.30%" in text and "32/32" in text and "12/32" in text
         assert "✗ 2" in text and "· 3" in text, "a broken promise, and none to break"
+        assert "✗ v4 planted  0.31 of at most 0.00252" in text and "2 bfloat16 bars: 1 exceeded" in text
+        assert "  layer3/hc_pre.1  out        0  [5, 17]   0.125        0.75   9.16    3/64\n" in text
         assert text.endswith("FAIL\n")
 
     def test_mutants(self) -> None:
@@ -282,7 +284,8 @@ class TestJUnit:
 
     def test_model_sweeps_mutants(self, tmp_path: Path) -> None:
         suites = {suite.get("name"): suite for suite in junit(model_report(), tmp_path)}
-        assert suites.keys() == {"model", "end metrics", "sweeps"}
+        assert suites.keys() == {"model", "end metrics", "bfloat16 bar", "sweeps"}
+        assert [case.get("name") for case in suites["bfloat16 bar"] if case.find("failure") is not None] == ["v4 planted"]
         wrong = [case.get("name") for case in suites["model"] if case.find("failure") is not None]
         assert wrong == [f"step {step} {graph}" for step in range(3) for graph in ("layer3", "layer6")]
         assert [case.get("name") for case in suites["sweeps"] if case.find("failure") is not None] == ["batch size"]

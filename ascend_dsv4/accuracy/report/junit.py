@@ -69,6 +69,7 @@ def _suites(report: Report) -> Iterator[_Suite]:
     yield from suites.values()
     yield _Suite("model", list(_of_nodes(report)))
     yield _Suite("end metrics", list(_of_ends(report)))
+    yield _Suite("bfloat16 bar", list(_of_bars(report)))
     yield _Suite("sweeps", list(_of_sweeps(report)))
     yield _Suite("mutants", list(_of_mutants(report)))
     yield _Suite("findings", [_Test("findings", text, "failure", "finding", text) for text in report.findings])
@@ -147,6 +148,15 @@ def _of_ends(report: Report) -> Iterator[_Test]:
             f"{value_text(end.perplexity_candidate)}"
         )
         yield _Test("end metrics", end.name, output=output)
+
+
+def _of_bars(report: Report) -> Iterator[_Test]:
+    for bar in report.bars:
+        said = f"KL {value_text(bar.kl)} nats, limit {value_text(bar.limit)}, {value_text(bar.kl_baseline)} by {bar.baseline}"
+        if bar.status in ("fail", "refused"):
+            yield _Test("bfloat16 bar", bar.name, "failure", bar.status, bar.reason or said, said)
+        else:
+            yield _Test("bfloat16 bar", bar.name, output=f"{said}; {bar.reason}" if bar.reason else said)
 
 
 def _of_sweeps(report: Report) -> Iterator[_Test]:

@@ -16,6 +16,7 @@ from ascend_dsv4.accuracy.report.data import page_data
 from ascend_dsv4.accuracy.report.markup import escaped, joined, tag
 from ascend_dsv4.accuracy.report.sections import (
     against,
+    bars_panel,
     bin_names,
     ends_panel,
     head,
@@ -43,8 +44,8 @@ def render_page(report: Report) -> str:
     held = matrix(report)
     cells = list(held.cells.values())
     steps, ranked = points(report.nodes), ranking(report.nodes)
-    body = [head(report), against(report), *model_panels(report.nodes, steps, ranked)]
-    body += [ends_panel(report.ends), sweeps_panel(report.sweeps)]
+    body = [head(report), against(report), *model_panels(report, steps, ranked)]
+    body += [ends_panel(report.ends), bars_panel(report.bars), sweeps_panel(report.sweeps)]
     if cells:
         body += [matrix_panel(held, {id(cell): i for i, cell in enumerate(cells)}), worst_panel(report.results)]
     body.append(mutants_panel(report.mutants))

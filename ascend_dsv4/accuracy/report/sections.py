@@ -18,7 +18,7 @@ from ascend_dsv4.accuracy.report.summary import (
     verdict,
 )
 from ascend_dsv4.accuracy.report.wording import count_text, index_text, ratio_text, seconds_text, short, value_text
-from ascend_dsv4.accuracy.results import BINS, EndMetrics, MutantResult, OutputResult, Report, SweepResult
+from ascend_dsv4.accuracy.results import BINS, BarResult, EndMetrics, MutantResult, OutputResult, Report, SweepResult
 
 MARGINS = (0.5, 2.0)
 """What an unchanged operator stays below and a mutant must exceed."""
@@ -292,6 +292,21 @@ def ends_panel(ends: Sequence[EndMetrics]) -> Markup:
         ))  # fmt: skip
     drawn = table("End of the model", columns, rows, range(1, len(columns)))
     return panel("ends", "End of the model", drawn, unit="logits of candidate and reference; KL in nats")
+
+
+def bars_panel(bars: Sequence[BarResult]) -> Markup:
+    """How far bfloat16 is from float32, here and in another implementation."""
+    if not bars:
+        return Markup("")
+    columns = ("Model", "KL", "Limit", "KL of the other", "Prompts", "Positions", "Verdict", "The other")
+    rows = []
+    for bar in bars:
+        numbers = (short(bar.kl), short(bar.limit), short(bar.kl_baseline), f"{bar.num_prompts:,}", f"{bar.num_positions:,}")
+        reason = [tag("span", bar.reason, class_="meaning under")] if bar.reason else []
+        said = joined([signed(bar.status, {"pass": "passed", "fail": "failed"}.get(bar.status, bar.status)), *reason])
+        rows.append((bar.name, *numbers, said, tag("span", bar.baseline, class_="ways")))
+    unit = "bfloat16 here and in another implementation, each measured from float32; KL in nats"
+    return panel("bars", "Bfloat16 bar", table("Bfloat16 bar", columns, rows, range(1, 6)), unit=unit)
 
 
 def sweeps_panel(sweeps: Sequence[SweepResult]) -> Markup:

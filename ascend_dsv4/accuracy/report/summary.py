@@ -200,6 +200,9 @@ def verdict(report: Report) -> Verdict:
             states[node.state] += 1
         parts = [f"{number:,} {state}" for state, number in states.items() if number or state == "introduced"]
         sentences.append(f"{count_text(len(report.nodes), 'node output')}: {', '.join(parts)}")
+    if report.bars:
+        beyond = sum(bar.status == "fail" for bar in report.bars)
+        sentences.append(f"{count_text(len(report.bars), 'bfloat16 bar')}: {beyond:,} exceeded")
     if report.sweeps:
         broken = sum(sweep.allowed and sweep.num_distinct != 1 for sweep in report.sweeps)
         sentences.append(f"{count_text(len(report.sweeps), 'sweep')}: {broken:,} broke a promise of equal outputs")

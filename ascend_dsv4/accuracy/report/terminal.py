@@ -25,7 +25,7 @@ from ascend_dsv4.accuracy.report.summary import (
     selection,
     verdict,
 )
-from ascend_dsv4.accuracy.report.wording import index_text, printable, ratio_text, seconds_text, short, value_text
+from ascend_dsv4.accuracy.report.wording import count_text, index_text, printable, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import NodeResult, OutputResult, Report
 
 _MOST_PER_CELL = 2
@@ -52,7 +52,9 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         _draw_objections(console, report, verbose)
         if report.nodes:
             _draw_model(console, report.nodes, verbose)
+            _draw_elements(console, report)
         _draw_ends(console, report)
+        _draw_bars(console, report)
         _draw_sweeps(console, report)
         _draw_mutants(console, report)
         _draw_verdict(console, report)
@@ -175,6 +177,30 @@ def _draw_model(console: Console, nodes: Sequence[NodeResult], verbose: bool) ->
             numbers = (str(graph.states[state]) for state in ("same", "within", "inherited", "introduced"))
             _add(table, _name(graph.graph), *numbers, ratio_text(graph.introduced), ratio_text(graph.total))
         _print(console, table)
+
+
+def _draw_elements(console: Console, report: Report) -> None:
+    if not report.elements:
+        return
+    _title(console, "elements of the nodes asked for, worst first")
+    table = _table("node", "output", "step", "index", "golden", "introduced", "ratio", "in row", right=(2, 4, 5, 6, 7))
+    for element in report.elements:
+        values = (value_text(element.golden), value_text(element.introduced), ratio_text(element.ratio))
+        in_row = f"{element.row_over}/{element.row_elements}"
+        _add(table, _name(element.node), element.output, str(element.step), index_text(element.index), *values, in_row)
+    _print(console, table)
+
+
+def _draw_bars(console: Console, report: Report) -> None:
+    if not report.bars:
+        return
+    _title(console, "bfloat16 beside another implementation: KL to float32, nats")
+    for bar in report.bars:
+        _head(console, bar.status, [bar.name, f"{short(bar.kl)} of at most {short(bar.limit)}"])
+        _sentence(console, f"{short(bar.kl_baseline)} by {bar.baseline}")
+        _sentence(console, f"{count_text(bar.num_prompts, 'prompt')}, {count_text(bar.num_positions, 'position')}")
+        if bar.reason:
+            _sentence(console, bar.reason)
 
 
 def _draw_ends(console: Console, report: Report) -> None:
