@@ -38,18 +38,14 @@ def head(report: Report) -> Markup:
     """Title, verdict, what it rests on, and what is needed to do it again."""
     ended = verdict(report)
     state = tag("p", ended.word, class_="state", role="status", data_state=ended.word)
-    about = [
-        f"standard: {report.standard}" if report.standard else "",
-        f"took {seconds_text(report.seconds)}",
-        f"exit code {report.exit_code}",
-    ]
-    about += [f"{name} {value}" for name, value in report.environment.items()]
+    about = {"standard": report.standard, "took": seconds_text(report.seconds), "exit code": str(report.exit_code)}
+    about |= report.environment
     return tag(
         "header",
         tag("div", tag("h1", report.title or "comparison"), state, class_="name-line"),
         tag("ul", *(tag("li", sentence) for sentence in ended.sentences), class_="sentences"),
         _tiles(report),
-        tag("p", *(tag("span", text) for text in about if text), class_="subtitle"),
+        tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in about.items() if text), class_="subtitle"),
         command_block(report.command, "The command of this report"),
         class_="top",
     )
