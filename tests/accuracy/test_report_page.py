@@ -17,8 +17,7 @@ import pytest
 
 import ascend_dsv4.accuracy.report
 from ascend_dsv4.accuracy.report.page import render_page
-from ascend_dsv4.accuracy.report.sections import MARGINS
-from ascend_dsv4.accuracy.report.summary import selection
+from ascend_dsv4.accuracy.report.summary import MARGINS, selection
 from ascend_dsv4.accuracy.results import BINS, PARTS, Report
 from ascend_dsv4.accuracy.selftest import MUTANT_ABOVE, ORIGINAL_BELOW
 from tests.accuracy.reports import EMPTY, OPS, first_objections, hostile_report, model_report, mutants_report, ops_report

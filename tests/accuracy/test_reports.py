@@ -157,7 +157,24 @@ class TestTerminal:
     def test_mutants(self) -> None:
         text = printed(mutants_report())
         assert text.count("✓") == 44 and "44 of 45 mutants caught" in text
-        assert "✗ no check" in text and "not caught: half-split instead of interleaved RoPE" in text
+        assert (
+            "✗ not caught" in text
+            and "half-split instead of interleaved RoPE" in text
+            and "not caught: no check objects" in text
+        )
+
+    @pytest.mark.parametrize(
+        ("original", "ratio", "check", "said"),
+        [
+            (0.966, 9e8, "elements", "the original is at 0.966, not below 0.5"),
+            (0.1, 1.5, "elements", "at 1.5, not above 2"),
+            (math.nan, math.nan, "", "the original is at NaN, not below 0.5"),
+            (0.1, 0.7, "", "no check objects"),
+        ],
+    )
+    def test_why_a_mutant_does_not_count(self, original: float, ratio: float, check: str, said: str) -> None:
+        mutant = MutantResult("rope/halves", "rope", "rotated by halves", original, ratio, "random float32 y", check, False)
+        assert f"not caught: {said}\n" in printed(dataclasses.replace(EMPTY, mutants=(mutant,)))
 
     def test_refused_is_no_pass(self) -> None:
         (result,) = ops_report(1, 1, faults=False).results[:1]

@@ -90,8 +90,8 @@ def margin_chart(original: float, mutant: float, margins: tuple[float, float]) -
         "svg",
         *(tag("path", class_="limit", d=f"M{at(margin):.1f} 0V{height}") for margin in margins),
         tag("path", class_="link", d=f"M{at(original):.1f} 8H{at(mutant):.1f}"),
-        tag("circle", class_="original", cx=round(at(original), 1), cy=8, r=4),
-        tag("circle", class_="mutant", cx=round(at(mutant), 1), cy=8, r=4),
+        tag("circle", class_="original" if original < margins[0] else "original beyond", cx=round(at(original), 1), cy=8, r=4),
+        tag("circle", class_="mutant" if mutant > margins[1] else "mutant beyond", cx=round(at(mutant), 1), cy=8, r=4),
         class_="margin", viewBox=f"0 0 {width} {height}", width=width, height=height, role="img", aria_label=label,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ascend_dsv4.accuracy.report.summary import matrix, objections, points, verdict
+from ascend_dsv4.accuracy.report.summary import matrix, mutant_problem, objections, points, verdict
 from ascend_dsv4.accuracy.report.wording import count_text, printable, ratio_text, value_text, worst_text, write_file
 from ascend_dsv4.accuracy.results import CaseError, NodeResult, OutputResult, Report
 
@@ -178,7 +178,12 @@ def _of_mutants(report: Report) -> Iterator[_Test]:
             yield _Test("mutants", name, output=said)
         else:
             yield _Test(
-                "mutants", name, "failure", "not caught", f"not caught: {said}", f"{mutant.what}\n{said}\n{mutant.case}"
+                "mutants",
+                name,
+                "failure",
+                "not caught",
+                f"not caught: {mutant_problem(mutant)}",
+                f"{mutant.what}\n{said}\n{mutant.case}",
             )
 
 

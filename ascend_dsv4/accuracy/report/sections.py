@@ -8,11 +8,13 @@ from collections.abc import Iterable, Sequence
 from ascend_dsv4.accuracy.report.charts import histogram_chart, level, margin_chart, position_chart
 from ascend_dsv4.accuracy.report.markup import Markup, escaped, joined, tag
 from ascend_dsv4.accuracy.report.summary import (
+    MARGINS,
     MARKS,
     MEANINGS,
     Cell,
     Matrix,
     counts,
+    mutant_problem,
     objections_by_operator,
     selection,
     verdict,
@@ -20,8 +22,6 @@ from ascend_dsv4.accuracy.report.summary import (
 from ascend_dsv4.accuracy.report.wording import count_text, index_text, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import BINS, BarResult, EndMetrics, MutantResult, OutputResult, Report, SweepResult
 
-MARGINS = (0.5, 2.0)
-"""What an unchanged operator stays below and a mutant must exceed."""
 _MOST_PER_CELL = 2
 _MOST_CARDS = 24
 _MOST_CLOSE = 6
@@ -334,7 +334,8 @@ def mutants_panel(mutants: Sequence[MutantResult]) -> Markup:
     rows = []
     for mutant in sorted(mutants, key=lambda mutant: mutant.caught):
         name = joined([tag("b", mutant.name), tag("span", mutant.what, class_="meaning under")])
-        check = signed("pass" if mutant.caught else "fail", mutant.check or "no check")
+        problem = mutant_problem(mutant)
+        check = signed("fail", problem) if problem else signed("pass", mutant.check)
         where = tag("span", mutant.case, class_="meaning under")
         chart = margin_chart(mutant.original, mutant.mutant, MARGINS)
         rows.append((name, mutant.op, ratio_text(mutant.original), ratio_text(mutant.mutant), chart, joined([check, where])))

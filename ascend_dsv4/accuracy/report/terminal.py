@@ -20,6 +20,7 @@ from ascend_dsv4.accuracy.report.summary import (
     first_introduced,
     graphs,
     matrix,
+    mutant_problem,
     objections,
     ranking,
     selection,
@@ -244,14 +245,15 @@ def _draw_mutants(console: Console, report: Report) -> None:
     table = _table("name", "op", "original", "mutant", "caught by", right=(2, 3))
     for mutant in report.mutants:
         status = "pass" if mutant.caught else "fail"
-        caught = Text(f"{MARKS[status]} {printable(mutant.check) or 'no check'}", _STYLES[status])
+        caught = Text(f"{MARKS[status]} {printable(mutant.check) if mutant.caught else 'not caught'}", _STYLES[status])
         numbers = (ratio_text(mutant.original), ratio_text(mutant.mutant))
         _add(table, _name(mutant.name), mutant.op, *numbers, caught)
     _print(console, table)
     for mutant in report.mutants:
         if not mutant.caught:
             _head(console, "fail", [mutant.name, mutant.op])
-            _sentence(console, f"not caught: {mutant.what}")
+            _sentence(console, mutant.what)
+            _sentence(console, f"not caught: {mutant_problem(mutant)}")
             _sentence(console, mutant.case)
 
 
