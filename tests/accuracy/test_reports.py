@@ -20,6 +20,7 @@ from ascend_dsv4.accuracy.report import print_report, read_receipt, write_junit,
 from ascend_dsv4.accuracy.report.summary import Cell, first_introduced, matrix, ranking, selection
 from ascend_dsv4.accuracy.report.wording import ratio_text
 from ascend_dsv4.accuracy.results import (
+    MutantResult,
     OutputResult,
     Report,
 )
