@@ -20,12 +20,13 @@ from ascend_dsv4.accuracy.report.summary import (
     first_introduced,
     graphs,
     matrix,
+    mutant_problem,
     objections,
     ranking,
     selection,
     verdict,
 )
-from ascend_dsv4.accuracy.report.wording import index_text, printable, ratio_text, seconds_text, short, value_text
+from ascend_dsv4.accuracy.report.wording import count_text, index_text, printable, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import NodeResult, OutputResult, Report
 
 _MOST_PER_CELL = 2
@@ -52,7 +53,9 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
         _draw_objections(console, report, verbose)
         if report.nodes:
             _draw_model(console, report.nodes, verbose)
+            _draw_elements(console, report)
         _draw_ends(console, report)
+        _draw_bars(console, report)
         _draw_sweeps(console, report)
         _draw_mutants(console, report)
         _draw_verdict(console, report)
@@ -177,6 +180,30 @@ def _draw_model(console: Console, nodes: Sequence[NodeResult], verbose: bool) ->
         _print(console, table)
 
 
+def _draw_elements(console: Console, report: Report) -> None:
+    if not report.elements:
+        return
+    _title(console, "elements of the nodes asked for, worst first")
+    table = _table("node", "output", "step", "index", "golden", "introduced", "ratio", "in row", right=(2, 4, 5, 6, 7))
+    for element in report.elements:
+        values = (value_text(element.golden), value_text(element.introduced), ratio_text(element.ratio))
+        in_row = f"{element.row_over}/{element.row_elements}"
+        _add(table, _name(element.node), element.output, str(element.step), index_text(element.index), *values, in_row)
+    _print(console, table)
+
+
+def _draw_bars(console: Console, report: Report) -> None:
+    if not report.bars:
+        return
+    _title(console, "bfloat16 beside another implementation: KL to float32, nats")
+    for bar in report.bars:
+        _head(console, bar.status, [bar.name, f"{short(bar.kl)} of at most {short(bar.limit)}"])
+        _sentence(console, f"{short(bar.kl_baseline)} by {bar.baseline}")
+        _sentence(console, f"{count_text(bar.num_prompts, 'prompt')}, {count_text(bar.num_positions, 'position')}")
+        if bar.reason:
+            _sentence(console, bar.reason)
+
+
 def _draw_ends(console: Console, report: Report) -> None:
     if not report.ends:
         return
@@ -218,14 +245,15 @@ def _draw_mutants(console: Console, report: Report) -> None:
     table = _table("name", "op", "original", "mutant", "caught by", right=(2, 3))
     for mutant in report.mutants:
         status = "pass" if mutant.caught else "fail"
-        caught = Text(f"{MARKS[status]} {printable(mutant.check) or 'no check'}", _STYLES[status])
+        caught = Text(f"{MARKS[status]} {printable(mutant.check) if mutant.caught else 'not caught'}", _STYLES[status])
         numbers = (ratio_text(mutant.original), ratio_text(mutant.mutant))
         _add(table, _name(mutant.name), mutant.op, *numbers, caught)
     _print(console, table)
     for mutant in report.mutants:
         if not mutant.caught:
             _head(console, "fail", [mutant.name, mutant.op])
-            _sentence(console, f"not caught: {mutant.what}")
+            _sentence(console, mutant.what)
+            _sentence(console, f"not caught: {mutant_problem(mutant)}")
             _sentence(console, mutant.case)
 
 
