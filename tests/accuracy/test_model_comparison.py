@@ -186,15 +186,40 @@ def test_operators_that_round_in_mid_way_are_held_against_the_same_rounding(gold
     """A bfloat16 kernel of its own against a float32 model: its golden is the reference in bfloat16, to the last bit here."""
     other = LLM(golden_v4 / "fp8_fp4", ops="reference", dtype="bfloat16", weights="bf16", kv_cache="bf16", max_model_len=384,
                 max_num_seqs=4, progress=False)  # fmt: skip
+    short = Prompt("short", prompt.token_ids[:36])
     names = ("expert_mlp", "compress_kv", "index_topk", "store_kv")
     own = [Override(name, lambda *a, name=name, **k: reference(name)(*a, **k)) for name in names]
     options: dict[str, Any] = {"greedy_tokens": 1}
-    report = compare_model(v4.runner, other.runner, [prompt], own, **options)
+    report = compare_model(v4.runner, other.runner, [short], own, **options)
     ratios = {name: [node.introduced.ratio for node in report.nodes if node.op == name] for name in names}
     assert all(values and max(values) == 0 for values in ratios.values())
     wrong = Override("expert_mlp", lambda *a, **k: reference("expert_mlp")(*a, **{**k, "limit": 1.0}), frozenset({3}))
-    first = first_introduced(compare_model(v4.runner, other.runner, [prompt], [wrong], **options).nodes)
+    first = first_introduced(compare_model(v4.runner, other.runner, [short], [wrong], **options).nodes)
     assert first is not None and (first.layer, first.op) == (3, "expert_mlp")
+
+
+def test_a_last_bit_before_the_grid_is_no_error_behind_it(v4: LLM, prompt: Prompt) -> None:
+    """Entries lie on the grids of the released model: a kernel that adds in another order lands on a neighbour now and then."""
+    factors = 1 + 6e-5 * torch.randn(v4.config.head_dim * 2)
+    # Rotated channels are not on the grid, so they keep their tolerance; the first of a window's two halves is the older role's.
+    factors.view(2, -1)[:, -v4.config.qk_rope_head_dim :] = 1
+    report = compare(v4, prompt, [Override("compress_kv", _unevenly(factors))])
+    caches = [node.introduced for node in report.nodes if (node.op, node.output) == ("compress_kv", "cache")]
+    assert first_introduced(report.nodes) is None
+    assert any(cache.figures.get("code_distance") == 1 for cache in caches)
+    half = torch.ones(v4.config.head_dim * 2)
+    half[::2] = 1.1
+    first = first_introduced(compare(v4, prompt, [Override("compress_kv", _unevenly(half), frozenset({3}))]).nodes)
+    assert first is not None and (first.layer, first.op, first.output) == (3, "compress_kv", "cache")
+
+
+def _unevenly(factors: Any) -> Wrong:
+    def call(cache: Any, state: Any, kv: Any, *rest: Any, **attrs: Any) -> None:
+        kept = state.clone()
+        reference("compress_kv")(cache, kept, kv * factors[: kv.shape[1]], *rest, **attrs)
+        reference("compress_kv")(cache.clone(), state, kv, *rest, **attrs)
+
+    return call
 
 
 class Elsewhere:
