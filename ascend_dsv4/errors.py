@@ -28,10 +28,9 @@ class RequestError(AscendDsv4Error, ValueError):
     """One request that cannot be served as sent: too long, out of vocabulary, bad parameter."""
 
 
-<<<<<<< HEAD
 class DumpError(AscendDsv4Error, ValueError):
     """A recording of somebody's run, such as an msprobe dump, that is damaged, incomplete, unsafe or empty."""
-=======
+
+
 class CapsuleError(AscendDsv4Error, ValueError):
     """Recorded operator calls that cannot be written, are damaged or incomplete, or do not fit this version."""
->>>>>>> wt-capsule
