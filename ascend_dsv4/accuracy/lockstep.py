@@ -67,14 +67,15 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """An override as people write it: hc_pre=my_module:my_hc_pre, or hc_pre@3,5=… for two layers alone.
+    """An override as people write it: hc_pre=my_module:my_hc_pre, or hc_pre@3,5=… for two layers alone. A path to a file stands
+    for a module too.
 
     Raises ConfigError for another form, UnsupportedError for an unknown operator or a function that is not there.
     """
     target, equals, path = text.partition("=")
     op, at, layers = target.partition("@")
     numbers = [part.strip() for part in layers.split(",")] if at else []
-    module, _, function = path.partition(":")
+    module, _, function = path.rpartition(":")
     if not (equals and op and module and function and all(number.isdecimal() for number in numbers)):
         raise ConfigError(
             f"override {text!r}: expected op=module:function or op@layer,layer=module:function, because it says which operator "

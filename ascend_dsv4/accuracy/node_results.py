@@ -105,7 +105,9 @@ class NodeRecorder:
         if result.check == "elements" and (visit.node.op, shown.name) == ("compress_kv", "cache"):
             result = _on_grid(result, visit, context)
         worst = None if result.worst is None else dataclasses.replace(result.worst, index=cut.index(result.worst.index))
-        command = f"{self._command} --node {visit.graph}/{visit.label}" if self._command else ""
+        place, command = f"{visit.graph}/{visit.label}", self._command
+        if command and place not in command:
+            command += f" --node {place}"
         return dataclasses.replace(result, worst=worst, command=command)
 
     def _defined(self, visit: Visit, shown: Shown) -> NDArray[np.intp] | None:
