@@ -230,6 +230,15 @@ def _unevenly(factors: Any) -> Wrong:
     return call
 
 
+def test_weights_as_released_in_another_format(golden_v4: Path, prompt: Prompt) -> None:
+    """FP8 and FP4 codes on both sides, activations in two formats."""
+    options: dict[str, Any] = {"ops": "reference", "weights": "released", "max_model_len": 128, "max_num_seqs": 1}
+    sides = [LLM(golden_v4 / "fp8_fp4", dtype=dtype, progress=False, **options) for dtype in ("float32", "bfloat16")]
+    report = compare_model(sides[0].runner, sides[1].runner, [Prompt("p", prompt.token_ids[:20])], greedy_tokens=1)
+    assert first_introduced(report.nodes) is None
+    assert 0 < max(node.introduced.ratio for node in report.nodes if node.op == "expert_mlp") < 1
+
+
 class Elsewhere:
     """A backend that holds its tensors somewhere else: only what the protocol has may be used on them."""
 
