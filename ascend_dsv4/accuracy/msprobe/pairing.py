@@ -165,7 +165,7 @@ class Comparison:
     def _conclude(
         self, dump: Dump, record: Record, results: Sequence[tuple[Leaf, OutputResult]], verdicts: Sequence[Mapping[str, str]]
     ) -> None:
-        """Tell errors of this call from those of its inputs, and ours from msprobe's verdict."""
+        """Tell errors of this call from those of its inputs, and add msprobe's verdicts: by thresholds, and by rules."""
         inputs = [result for leaf, result in results if leaf.role in ("input", "parameters")]
         tainted = any(result.status == "fail" for result in inputs)
         fresh = {leaf.position: result for leaf, result in results if leaf.role == "output" and result.status == "fail"}
@@ -178,8 +178,9 @@ class Comparison:
                 self.num_differ += 1
                 if any(verdict.get(leaf.name) == PASS for verdict in verdicts):
                     self.lenient.add(dump.where(leaf.name))
-                if tainted:
-                    result = dataclasses.replace(result, reason=f"inherited, its inputs differ: {result.reason}")
+                said = [verdict[leaf.name] for verdict in verdicts if verdict.get(leaf.name)]
+                reason = f"{'inherited, its inputs differ: ' if tainted else ''}{result.reason}; msprobe: {', '.join(said)}"
+                result = dataclasses.replace(result, reason=reason)
             self.results.append(result)
 
     def _pair(

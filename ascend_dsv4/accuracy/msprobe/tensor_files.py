@@ -54,7 +54,7 @@ def load_tensor(dump: Dump, leaf: Leaf) -> Tensor | None:
 
 def _file_of(dump: Dump, leaf: Leaf) -> Path | None:
     folder, name = dump.tensor_folder, leaf.data_name
-    plain = name and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
+    plain = name.isprintable() and name not in ("", ".", "..") and "/" not in name and "\\" not in name
     file = folder / name if plain else None
     if file is None or (file.is_symlink() and not file.resolve().is_relative_to(folder.resolve())):
         raise DumpError(
