@@ -30,7 +30,7 @@ setup(
     packages=packages,
     package_dir={"ascend_dsv4": "ascend_dsv4", "ascend_dsv4.ops": "ops", "ascend_dsv4.configs": "configs"},
     package_data={
-        "ascend_dsv4": ["py.typed", "server/page/*"],
+        "ascend_dsv4": ["py.typed", "server/page/*", "accuracy/*.json", "accuracy/report/template/*"],
         "ascend_dsv4.configs": ["models/*.json", "engine/*.yaml", "serve/*.yaml"],
     },
     install_requires=[

@@ -30,3 +30,7 @@ class RequestError(AscendDsv4Error, ValueError):
 
 class DumpError(AscendDsv4Error, ValueError):
     """A recording of somebody's run, such as an msprobe dump, that is damaged, incomplete, unsafe or empty."""
+
+
+class CapsuleError(AscendDsv4Error, ValueError):
+    """Recorded operator calls that cannot be written, are damaged or incomplete, or do not fit this version."""

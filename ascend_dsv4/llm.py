@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -14,7 +17,9 @@ from typing import Any
 import numpy as np
 from PIL.Image import Image
 
+from ascend_dsv4.accuracy.capture import Capture
 from ascend_dsv4.accuracy.module_tensors import ModuleTensors
+from ascend_dsv4.accuracy.selection import DEFAULT_LIMIT, Selection, parse_layers, parse_ops, parse_steps
 from ascend_dsv4.backend import make_backend
 from ascend_dsv4.config import EngineConfig, ModelConfig
 from ascend_dsv4.engine.engine import Engine, Output
@@ -236,6 +241,43 @@ class LLM:
             engine.step()
         return modules.result()
 
+    @contextmanager
+    def capture(
+        self,
+        folder: str | Path,
+        *,
+        ops: Iterable[str] | str = "all",
+        layers: Iterable[int | str] | str = "all",
+        steps: Iterable[int] | str = "all",
+        limit: int = DEFAULT_LIMIT,
+    ) -> Iterator[Capture]:
+        """Record operator calls of the steps inside the `with` into a capsule, which `ascend-dsv4 compare replay` runs.
+
+        folder   new or empty
+        ops      names of operators
+        layers   layer numbers, "embed", "head", "step_tables"
+        steps    forward passes, counted from 0 here; a text may have ranges such as "0,5-9,20-", as in layers "0,3-5"
+        limit    bytes; the recording ends with the call that exceeds it
+
+        Raises ConfigError for a selection that no step of this model has, UnsupportedError for a backend without operators,
+        CapsuleError at the end if nothing was recorded or the disk was full.
+        """
+        selection = Selection(parse_ops(ops), parse_layers(layers), parse_steps(steps))
+        check_capture(self.engine_config, selection, self.graphs.by_place(self.config))
+        content = json.dumps(dataclasses.asdict(self.config), sort_keys=True, default=str)
+        about = {
+            "model": {"family": self.config.model_type, "config_sha256": hashlib.sha256(content.encode()).hexdigest()},
+            "engine": dataclasses.asdict(self.engine_config),
+        }
+        capture = Capture(Path(folder), selection, about, self.backend.bound_ops().implementation, limit)
+        self.runner.watch(capture)
+        try:
+            yield capture
+        finally:
+            self.runner.watch(None)
+            capture.finish()
+        capture.close()
+
     def draft(self, token_ids: Sequence[int], method: str) -> Drafts:
         """Draft greedily with the checkpoint's own stages behind `token_ids`: (ids, logits, confidences or None).
 
@@ -400,6 +442,13 @@ def model_graphs(config: ModelConfig, engine: EngineConfig) -> ModelGraphs:
     """The graphs of a model without its weights, for printing and planning."""
     params, forward = model_weights(config, engine.weights), forward_config(config, engine, planned_format(config, engine))
     return trace_model(config, forward, params, plan_caches(config, engine))
+
+
+def check_capture(engine: EngineConfig, selection: Selection, graphs: dict[int | str, Graph]) -> None:
+    """Refuse a recording that would be empty on a model with these graphs. Raises ConfigError, UnsupportedError."""
+    if engine.backend == "null":
+        raise UnsupportedError("--capture: backend 'null' computes nothing, expected one that does. Use backend='cpu'.")
+    selection.check(graphs)
 
 
 def draft_graphs(config: ModelConfig, engine: EngineConfig) -> tuple[Graph, ...]:

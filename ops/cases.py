@@ -9,7 +9,7 @@ with the right answer, taken from somewhere else than our code.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +22,25 @@ Rng = np.random.Generator
 
 COMPUTE_DTYPE = "<compute dtype>"
 """Stands in `attrs` for the name of the dtype that a case runs in."""
-TOKEN_COUNTS = (0, 1, 3, 127, 128, 129)
+TOKEN_COUNTS = (0, 1, 3, 4, 5, 127, 128, 129)
+STALE = np.float32(7777.0)
+"""What rows of rejected drafts hold in a case: finite, so that only their place keeps them out, and loud."""
+
+
+@dataclass(frozen=True, slots=True)
+class FarBlocks:
+    """Where the blocks of a cache lie that is too large to be made: the case holds them side by side, with small ids.
+
+    The answer is that of the small cache. An implementation is given one of `num_blocks` blocks, untouched but for these.
+    """
+
+    num_blocks: int
+    ids: NDArray[np.int64]
+    """[num_blocks of the small cache], no id twice."""
+    tables: tuple[str, ...] = ()
+    """Arguments that hold block ids, −1 for none."""
+    slots: tuple[str, ...] = ()
+    """Arguments that hold block · block_rows + row, −1 for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +54,11 @@ class CaseInputs:
     """Dtypes that do not follow from the array: float8_e4m3fn for uint8 codes, or a float argument that keeps its own."""
     defined: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """Output → which rows (first axis) the contract says anything about; all of them where it is not named."""
+    far: Mapping[str, FarBlocks] = field(default_factory=dict)
+    """Cache argument → where its blocks lie. Whoever ignores this has a correct, small call."""
+    later: tuple[Mapping[str, Array | None], ...] = ()
+    """Further calls on what the first one left behind: what each is given anew; all else, caches above all, is as it was.
+    Outputs are those of the last call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,12 +140,86 @@ def normal(rng: Rng, *shape: int, scale: float = 1.0) -> NDArray[np.float32]:
 
 
 def strided(array: Array) -> Array:
-    """The same values as a view whose neighbours in memory are NaN (−1 for integers): no axis is contiguous."""
-    filler = np.nan if array.dtype.kind == "f" else -1
-    room = np.full([*(size + 1 for size in array.shape[:-1]), 2 * array.shape[-1]], filler, dtype=array.dtype)
-    view = room[tuple(slice(size) for size in array.shape[:-1])][..., ::2]
+    """The same values as a view into memory that holds NaN (−1 for integers) before, between and behind them: no axis is
+    contiguous, and the view begins at an odd offset."""
+    filler = np.nan if array.dtype.kind == "f" else np.array(-1).astype(array.dtype)
+    room = np.full([*(size + 2 for size in array.shape[:-1]), 2 * array.shape[-1] + 2], filler, dtype=array.dtype)
+    view = room[tuple(slice(1, size + 1) for size in array.shape[:-1])][..., 1 : 2 * array.shape[-1] + 1 : 2]
     view[...] = array
     return view
+
+
+def all_strided(made: CaseInputs) -> CaseInputs:
+    """The same call with every argument such a view."""
+    return replace(made, args={name: None if array is None else strided(array) for name, array in made.args.items()})
+
+
+def changed(made: CaseInputs, **args: Array | None) -> CaseInputs:
+    """The same call with other arguments."""
+    return replace(made, args={**made.args, **args})
+
+
+def scaled(made: CaseInputs, factor: float, *names: str) -> CaseInputs:
+    """The same call with these arguments multiplied."""
+    return changed(made, **{name: f32(np.asarray(made.args[name]) * factor) for name in names})
+
+
+def subnormal(rng: Rng, *shape: int) -> NDArray[np.float32]:
+    """float32 numbers below 2^−126, the least normal one, of either sign; bfloat16 has them too, with fewer digits."""
+    return f32(rng.uniform(0.01, 1, shape) * rng.choice([-1, 1], shape) * 2.0**-126)
+
+
+def half_subnormal(rng: Rng, *shape: int) -> NDArray[np.float32]:
+    """Numbers below 2^−14, the least normal one of float16, of either sign."""
+    return f32(rng.uniform(0.01, 1, shape) * rng.choice([-1, 1], shape) * 2.0**-14)
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """Subnormal numbers, and what makes them count: an implementation that takes them for 0 is to be seen in the outputs."""
+
+    draw: Callable[..., NDArray[np.float32]]
+    factor: float
+    """Brings a product with such a number to the order of 1."""
+    eps: float
+    """For the root of a mean square, which itself is 0 in float32 …"""
+    gain: float
+    """… and what, times number / √eps, is of the order of 1."""
+
+
+SMALL = {
+    "subnormal": Small(subnormal, 2.0**124, 2.0**-120, 2.0**64),
+    "half-subnormal": Small(half_subnormal, 2.0**12, 1e-12, 1.0),
+}
+
+
+def subnormal_cases(
+    make: Callable[[Rng, Small], CaseInputs],
+    dtypes: tuple[str, ...] = ("float32", "bfloat16"),
+    half: bool = True,
+    smooth: bool = True,
+) -> tuple[Case, ...]:
+    """A case with numbers that are subnormal in float32, and, with `half`, one with such as are in float16."""
+
+    def of(small: Small) -> Callable[[Rng], CaseInputs]:
+        return lambda rng: make(rng, small)
+
+    single = Case("subnormal", "hostile", of(SMALL["subnormal"]), dtypes, smooth)
+    name = "half-subnormal"
+    return (single, *((Case(name, "hostile", of(SMALL[name]), ("float16",), smooth),) if half else ()))
+
+
+def far_away(rng: Rng, made: CaseInputs, **caches: Mapping[str, tuple[str, ...]]) -> CaseInputs:
+    """The same call with the blocks of these caches where an element's number no longer fits 31 bits, nor, in any dtype, a
+    byte's 32 bits; cache argument → `tables` and `slots` as in FarBlocks."""
+    far = {}
+    for name, renumbered in caches.items():
+        cache = made.args[name]
+        assert cache is not None
+        count, first = len(cache), 2**31 // cache[0].size + 1
+        num_blocks = first + 5 * count + 3
+        far[name] = FarBlocks(num_blocks, first + rng.permutation(num_blocks - first)[:count], **renumbered)
+    return replace(made, far=far)
 
 
 def nan_rows(array: Array, rows: Sequence[int] | slice) -> Array:

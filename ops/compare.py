@@ -84,8 +84,9 @@ def cosine_distance(pair: Pair) -> float:
     if top_a == 0 or top_e == 0:
         return float(top_a != top_e)
     a, e = a / top_a, e / top_e
-    difference = a / np.linalg.norm(a) - e / np.linalg.norm(e)
-    return float(0.5 * np.dot(difference, difference))
+    # Sums instead of products of vectors: those start threads, which on a busy machine take longer than the sums.
+    difference = a / np.sqrt(np.square(a).sum()) - e / np.sqrt(np.square(e).sum())
+    return float(0.5 * np.square(difference).sum())
 
 
 @dataclass(frozen=True, slots=True)

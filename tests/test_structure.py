@@ -44,7 +44,7 @@ EDGES: dict[str, set[str]] = {
     "vision": {"config", "errors"},
     "server": {"engine", "config", "runner", "tokenizer", "vision", "errors"},
     "bench": {"errors"},
-    "accuracy": {"backend", "graph", "ops", "errors"},
+    "accuracy": {"backend", "config", "engine", "engram", "graph", "kv_cache", "model", "ops", "runner", "errors"},
     "demo": {"config", "engram", "model", "quant", "tokenizer", "errors"},
 }
 """Room → rooms it may import. Modules of the package itself (llm, cli, …) may import any room."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import importlib
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, arg_dtypes
+from ascend_dsv4.accuracy.far import check_strays, far_arguments, gather_back, renumbered
+from ascend_dsv4.accuracy.oracles import ORACLES
+from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, arg_dtypes, resolve_attrs
 from ascend_dsv4.ops.library import tensor_type
 from ascend_dsv4.ops.registry import get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation, OpSpec, TensorType
@@ -38,12 +41,28 @@ def make_inputs(name: str, case: Case, seed: int = 0) -> CaseInputs:
 
 
 def to_torch(array: Array, dtype: str) -> Tensor:
-    """A tensor with the strides of the array, in memory of its own."""
+    """A tensor with the strides of the array, in memory of its own. A view into more memory stays one: a copy of all of it, so
+    that offset and neighbours reach the operator too."""
+    room = _room(array)
+    if room is not None:
+        at = (array.__array_interface__["data"][0] - room.__array_interface__["data"][0]) // array.itemsize
+        strides = [stride // array.itemsize for stride in array.strides]
+        return to_torch(room.copy(), dtype).as_strided(array.shape, strides, at)
     source = torch.from_numpy(array)
     if dtype == "float8_e4m3fn" and array.dtype == np.uint8:
         return source.clone().view(torch.float8_e4m3fn)
     tensor = torch.empty_strided(source.shape, source.stride(), dtype=getattr(torch, dtype))
     return tensor.copy_(source)
+
+
+def _room(array: Array) -> Array | None:
+    """All the memory that a view lies in, as a row of numbers of its dtype; None for an array that fills its memory."""
+    base: Any = array
+    while isinstance(base.base, np.ndarray):
+        base = base.base
+    if array.size == 0 or base.size == array.size or base.dtype != array.dtype or not base.flags.forc:
+        return None
+    return base.ravel(order="K")  # type: ignore[no-any-return]
 
 
 def to_numpy(tensor: Tensor) -> Array:
@@ -91,6 +110,70 @@ def call(
         raise OutputCountError(f"{len(outs)} outputs, expected {len(spec.outs)}: {', '.join(spec.outs) or 'None'}")
     written = {arg: tensors[arg] for arg in spec.mutates}
     return {**dict(zip(spec.outs, outs, strict=False)), **written}
+
+
+class CaseCall:
+    """A case in a compute dtype with caches of its own: all calls that it is made of, once."""
+
+    def __init__(self, name: str, inputs: CaseInputs, dtype: str, *, wide: bool = False, far: bool = True) -> None:
+        """wide: every float in float64 after it was rounded to the compute dtype: what a golden is computed from.
+        far: False leaves the blocks of a far cache side by side, in as little memory; the answer is the same."""
+        self.name, self.spec, self.inputs = name, get_spec(name), inputs
+        self.attrs = resolve_attrs(inputs, "float64" if wide else dtype)
+        make = wide_arguments if wide else arguments
+        self._places = inputs.far if far else {}
+        self._small = make(self.spec, inputs, dtype)
+        self.tensors = far_arguments(self._places, self._small)
+        """What the implementation is given in its first call."""
+        self._later = []
+        for changed in inputs.later:
+            given = make(self.spec, replace(inputs, args=changed), dtype)
+            self._later.append(renumbered(self._places, self._small, {arg: given[arg] for arg in changed}))
+
+    def run(self, implementation: str | Implementation, *, strict: bool = True) -> dict[str, Tensor]:
+        """Outputs of the last call and the written caches, by name, in the shapes that the case has.
+
+        Raises StrayWriteError where a far cache was written outside its blocks; `strict` as for `call`.
+        """
+        tensors = dict(self.tensors)
+        outs = call(self.name, implementation, tensors, self.attrs, strict=strict)
+        for changed in self._later:
+            tensors |= changed
+            outs = call(self.name, implementation, tensors, self.attrs, strict=strict)
+        for arg in self._places:
+            check_strays(f"{self.name} {arg}", self._places[arg], tensors[arg])
+        return {**outs, **{arg: self._compact(arg, outs[arg]) for arg in self.spec.mutates}}
+
+    def compact(self) -> Arguments:
+        """Arguments of the first call, far caches in the shapes that the case has."""
+        return {arg: None if tensor is None else self._compact(arg, tensor) for arg, tensor in self.tensors.items()}
+
+    def _compact(self, arg: str, tensor: Tensor) -> Tensor:
+        return gather_back(self._places[arg], tensor) if arg in self._places else tensor
+
+
+def call_case(
+    name: str, implementation: str | Implementation, inputs: CaseInputs, dtype: str, *, wide: bool = False, far: bool = True
+) -> dict[str, Tensor]:
+    """`CaseCall` for those who need its outputs alone."""
+    return CaseCall(name, inputs, dtype, wide=wide, far=far).run(implementation)
+
+
+def answers(name: str, inputs: CaseInputs, dtype: str) -> dict[str, Array]:
+    """What the oracle says to a case in a compute dtype, with the very numbers an implementation gets: float64 throughout."""
+    spec, attrs = get_spec(name), resolve_attrs(inputs, dtype)
+    arrays = _wide_arrays(arguments(spec, inputs, dtype))
+    outs = ORACLES[name](arrays, attrs, dtype)
+    for changed in inputs.later:
+        given = _wide_arrays(arguments(spec, replace(inputs, args=changed), dtype))
+        arrays |= {arg: given[arg] for arg in changed} | {arg: outs[arg] for arg in spec.mutates}
+        outs = ORACLES[name](arrays, attrs, dtype)
+    return outs
+
+
+def _wide_arrays(tensors: Arguments) -> dict[str, Array | None]:
+    arrays = {arg: None if tensor is None else to_numpy(tensor) for arg, tensor in tensors.items()}
+    return {arg: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for arg, a in arrays.items()}
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

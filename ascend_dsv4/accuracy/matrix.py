@@ -151,6 +151,7 @@ def _run(
 ) -> None:
     """One case of one implementation. An exception of the implementation is a result too: it could not run."""
     command = selection.command(prepared, implementation)
+    started = time.perf_counter()
     try:
         found = judge_case(
             prepared, implementation, function, standard=selection.standard, level=selection.level, baseline=baseline
@@ -161,7 +162,8 @@ def _run(
         message = f"{type(error).__name__}: {error}"
         errors.append(CaseError(prepared.op, implementation, prepared.dtype, prepared.name, message, command))
         return
-    results += [replace(result, command=command) for result in found]
+    seconds = time.perf_counter() - started
+    results += [replace(result, command=command, seconds=seconds) for result in found]
 
 
 def _rechecked(

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ascend_dsv4.backend.base import Observer
+from ascend_dsv4.backend.base import Observer, RunNode
 from ascend_dsv4.graph.ir import BUILTINS, Node
 from ascend_dsv4.ops.index_topk.reference import gather_keys, index_scores
 from ascend_dsv4.ops.registry import get_spec
@@ -92,7 +92,8 @@ class ModuleTensors:
         calls: dict[str, dict[tuple[str, str], int]] = {}
         numbers: dict[str, int] = {}
 
-        def observe(node: Node, inputs: tuple[Tensor, ...], outputs: tuple[Tensor, ...]) -> None:
+        def observe(node: Node, inputs: tuple[Tensor, ...], run: RunNode) -> tuple[Tensor, ...]:
+            outputs = run(*inputs)
             function = node.scope.rpartition("/")[2]
             if node.name not in numbers:
                 seen = calls.setdefault(prefix, {})
@@ -106,6 +107,7 @@ class ModuleTensors:
                 self._observe_candidates(prefix, node, outputs)
             if node.op == "sparse_attention":
                 self._observe_entries(f"{prefix}compressor.kv", node, inputs)
+            return outputs
 
         return observe
 

@@ -20,22 +20,23 @@ from torch import Tensor
 from ascend_dsv4.accuracy.calls import (
     Arguments,
     Array,
+    CaseCall,
     OutputCountError,
+    answers,
     arguments,
-    call,
+    call_case,
     load_cases,
     load_expected,
     make_inputs,
     same_bits,
     to_numpy,
     types,
-    wide_arguments,
 )
 from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
+from ascend_dsv4.accuracy.far import StrayWriteError
 from ascend_dsv4.accuracy.figures import FORMATS, overflowed
 from ascend_dsv4.accuracy.grids import GRIDS, grid_figures
 from ascend_dsv4.accuracy.judging import OutputContext, judge_output
-from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.accuracy.results import OutputResult
 from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, resolve_attrs
 from ascend_dsv4.ops.library import dtype_name, tensor_type
@@ -95,13 +96,9 @@ def prepare(name: str, case: Case, dtype: str, seed: int = 0) -> PreparedCase:
     """Inputs and both goldens of a case."""
     spec, inputs = get_spec(name), make_inputs(name, case, seed)
     tensors, attrs = arguments(spec, inputs, dtype), resolve_attrs(inputs, dtype)
-    wide = {
-        arg: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a
-        for arg, a in ((arg, None if t is None else to_numpy(t)) for arg, t in tensors.items())
-    }
     with np.errstate(all="ignore"):  # NaN in padding, powers that vanish
-        specified = ORACLES[name](wide, attrs, dtype)
-    widened = call(name, "reference", wide_arguments(spec, inputs, dtype), resolve_attrs(inputs, "float64"))
+        specified = answers(name, inputs, dtype)
+    widened = call_case(name, "reference", inputs, dtype, wide=True, far=False)
     unrounded = case.smooth and (dtype == "float32" or not spec.rounds_inside)
     return PreparedCase(
         name, case.name, case.kind, dtype, inputs, attrs,
@@ -151,16 +148,19 @@ def judge_case(
     without   checks that are left out, of CALL_CHECKS or `ops.compare.CHECKS`
     raises    whatever the implementation raises
     """
-    tensors = _tensors(prepared)
-    before = {arg: tensor.clone() for arg, tensor in tensors.items() if tensor is not None}
+    made = _case_call(prepared)
+    before = {arg: tensor.clone() for arg, tensor in made.compact().items() if tensor is not None}
     try:
-        outs = call(prepared.op, function, tensors, dict(prepared.attrs), strict="names" not in without)
+        outs = made.run(function, strict="names" not in without)
     except OutputCountError as error:
         return [_refused_call(prepared, label, standard, "names", str(error))]
-    problem = _call_problem(prepared, function, tensors, before, outs, without)
+    except StrayWriteError as error:
+        return [_refused_call(prepared, label, standard, "arguments", str(error))]
+    tensors = made.compact()
+    problem = _call_problem(prepared, function, (made.tensors, tensors), before, outs, without)
     if problem is not None:
         return [_refused_call(prepared, label, standard, *problem)]
-    theirs = {} if baseline is None else call(prepared.op, baseline, _tensors(prepared), dict(prepared.attrs))
+    theirs = {} if baseline is None else _case_call(prepared).run(baseline)
     results = []
     promised = zip(prepared.spec.outs, prepared.spec.infer(types(tensors), prepared.attrs), strict=True)
     dtypes = {out: dtype_name(tensor.dtype) for out, tensor in outs.items()} | {out: kind.dtype for out, kind in promised}
@@ -173,8 +173,8 @@ def judge_case(
     return results
 
 
-def _tensors(prepared: PreparedCase) -> Arguments:
-    return arguments(prepared.spec, prepared.inputs, prepared.dtype)
+def _case_call(prepared: PreparedCase) -> CaseCall:
+    return CaseCall(prepared.op, prepared.inputs, prepared.dtype)
 
 
 def _context(
@@ -241,13 +241,14 @@ def _required(prepared: PreparedCase, out: str, array: Array) -> Array:
 def _call_problem(
     prepared: PreparedCase,
     function: Implementation,
-    tensors: Arguments,
+    called: tuple[Arguments, Arguments],
     before: Mapping[str, Tensor],
     outs: Mapping[str, Tensor],
     without: Collection[str],
 ) -> tuple[str, str] | None:
-    """(check, reason) of what is wrong with a call whatever its values; None if nothing is."""
-    spec = prepared.spec
+    """(check, reason) of what is wrong with a call whatever its values; None if nothing is. `called`: arguments as they were
+    given, and in the shapes of the case."""
+    spec, (given, tensors) = prepared.spec, called
     for out in spec.outs:
         if not isinstance(outs[out], Tensor):
             return "types", f"{out} is a {type(outs[out]).__name__}, expected a tensor"
@@ -260,12 +261,12 @@ def _call_problem(
             if tensor is not None and arg not in spec.mutates and not same_bits(tensor, before[arg]):
                 return "arguments", f"argument {arg} was overwritten; {spec.name} writes {', '.join(spec.mutates) or 'nothing'}"
     if "alias" not in without:
-        memory = {t.untyped_storage().data_ptr(): arg for arg, t in tensors.items() if t is not None and t.numel()}
+        memory = {t.untyped_storage().data_ptr(): arg for arg, t in given.items() if t is not None and t.numel()}
         for out in spec.outs:
             if outs[out].numel() and outs[out].untyped_storage().data_ptr() in memory:
                 return "alias", f"{out} lies in the memory of {memory[outs[out].untyped_storage().data_ptr()]}"
     if "repeat" not in without:
-        again = call(prepared.op, function, _tensors(prepared), dict(prepared.attrs))
+        again = _case_call(prepared).run(function, strict="names" not in without)
         for out, tensor in again.items():
             first, second = (_required(prepared, out, to_numpy(t)) for t in (outs[out], tensor))
             if first.tobytes() != second.tobytes():

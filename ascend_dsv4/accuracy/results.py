@@ -58,6 +58,8 @@ class OutputResult:
     """Largest error over its limit in each of up to PARTS equal parts of the first axis."""
     command: str = ""
     """Reproduces this one case."""
+    seconds: float = 0.0
+    """Of the whole case, goldens and other outputs included; 0 if it was not measured."""
 
     @property
     def passed(self) -> bool:
@@ -105,6 +107,33 @@ class NodeResult:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeElement:
+    """One element of a node's output, looked at closely."""
+
+    node: str
+    """layer3/hc_pre.0"""
+    output: str
+    step: int
+    index: tuple[int, ...]
+    """In a cache: its row (block · rows per block + row), then the channel."""
+    position: int | None
+    """Of the token whose row it is in; None for outputs that have no row per token."""
+    golden: float
+    """The reference's operator on the reference's inputs, in the candidate's number format."""
+    introduced: float
+    """The candidate's operator on them."""
+    reference: float
+    """In the reference's run."""
+    candidate: float
+    """In the candidate's own run."""
+    ratio: float
+    """|introduced − golden| over its limit."""
+    row_over: int
+    """How many elements of its row are beyond their limits."""
+    row_elements: int
+
+
+@dataclass(frozen=True, slots=True)
 class EndMetrics:
     """Two models at the end of the same tokens."""
 
@@ -123,6 +152,26 @@ class EndMetrics:
     perplexity_candidate: float
     max_abs: float
     """Largest difference of logits."""
+
+
+@dataclass(frozen=True, slots=True)
+class BarResult:
+    """A bfloat16 model beside another implementation's bfloat16, both measured from float32 over the same prompts."""
+
+    name: str
+    """Of the model."""
+    baseline: str
+    """The other implementation, and how it was measured."""
+    num_prompts: int
+    num_positions: int
+    kl_baseline: float
+    """Mean over all positions of KL(float32 ‖ bfloat16), nats, of the other implementation."""
+    kl: float
+    """The same of the candidate."""
+    limit: float
+    status: Status
+    """noted: too few positions for a verdict."""
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +220,10 @@ class Report:
     results: tuple[OutputResult, ...] = ()
     errors: tuple[CaseError, ...] = ()
     nodes: tuple[NodeResult, ...] = ()
+    elements: tuple[NodeElement, ...] = ()
+    """Of the nodes that were asked for, the worst first."""
     ends: tuple[EndMetrics, ...] = ()
+    bars: tuple[BarResult, ...] = ()
     sweeps: tuple[SweepResult, ...] = ()
     mutants: tuple[MutantResult, ...] = ()
     findings: tuple[str, ...] = ()
@@ -186,6 +238,7 @@ class Report:
         good = (
             all(result.passed for result in self.results)
             and all(node.state != "introduced" for node in self.nodes)
+            and all(bar.status != "fail" for bar in self.bars)
             and all(sweep.num_distinct == 1 or not sweep.allowed for sweep in self.sweeps)
             and all(mutant.caught for mutant in self.mutants)
             and not self.findings

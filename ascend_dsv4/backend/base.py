@@ -14,8 +14,12 @@ from ascend_dsv4.ops.registry import BoundOps
 Tensor = Any
 """A tensor of whichever framework the backend uses."""
 
-Observer = Callable[[Node, tuple[Tensor, ...], tuple[Tensor, ...]], None]
-"""Called after every node with the node, its tensor arguments and its results."""
+RunNode = Callable[..., tuple[Tensor, ...]]
+"""Called with a node's tensor arguments in contract order, None for one left out; returns the results, () if it only writes."""
+
+Observer = Callable[[Node, tuple[Tensor, ...], RunNode], tuple[Tensor, ...]]
+"""Called in place of every node with the node, its tensor arguments and what runs it; returns the node's results. So it sees
+written arguments before and after, and may run the node on others or not at all."""
 
 
 class Plan(Protocol):

@@ -30,6 +30,11 @@ class _Step:
     last_used: tuple[int, ...]
     node: Node
 
+    def run(self, *inputs: Tensor | None) -> tuple[Any, ...]:
+        """The results, none of a call that only writes."""
+        result = self.function(*inputs, **self.attrs)
+        return tuple(result) if len(self.outputs) > 1 else (result,) if self.outputs else ()
+
 
 class CpuPlan:
     """A graph as a list of calls. Weights and caches sit in their registers; intermediates leave theirs after last use."""
@@ -59,12 +64,9 @@ class CpuPlan:
             registers[register] = streams if kind == "streams" else carry[name] if kind == "carry" else batch[name]
         for step in self._steps:
             inputs = [registers[i] for i in step.inputs]
-            result = step.function(*inputs, **step.attrs)
-            outputs = result if len(step.outputs) > 1 else (result,)
-            for register, output in zip(step.outputs, outputs, strict=False):
+            outputs = step.run(*inputs) if self._observer is None else self._observer(step.node, tuple(inputs), step.run)
+            for register, output in zip(step.outputs, outputs, strict=True):
                 registers[register] = output
-            if self._observer is not None:
-                self._observer(step.node, tuple(inputs), tuple(outputs))
             for register in step.last_used:
                 registers[register] = None
         return registers[self._streams], {name: registers[i] for name, i in self._carry.items()}

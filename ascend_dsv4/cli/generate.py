@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ascend_dsv4.cli.images import add_image_options, expanded, read_images, with_image_tokens
 from ascend_dsv4.cli.options import (
+    add_capture_options,
     add_engine_options,
     add_sampling_options,
+    capture_options,
     engine_config,
     model_path,
     sampling_params,
@@ -58,17 +60,27 @@ def add_parser(commands: Commands) -> None:
     add_image_options(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
+    add_capture_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Complete the prompts."""
-    model, engine = model_path(args.model), engine_config(args)
+    from ascend_dsv4.cli.terminal import note
+
+    model, engine, capture = model_path(args.model), engine_config(args), capture_options(args)
     if args.dump_graph is not None:
         return _dump_graphs(model, engine, args.dump_graph, as_json=args.json)
     params, images = sampling_params(args), read_images(args)
     prompts = _checked_prompts(_prompts(args), images, model, engine)
-    return complete(open_model(model, engine), prompts, params, images, as_json=args.json)
+    if capture is None:
+        return complete(open_model(model, engine), prompts, params, images, as_json=args.json)
+    capture.check(model, engine)
+    llm = open_model(model, engine)
+    with capture.record(llm) as recording:
+        code = complete(llm, prompts, params, images, as_json=args.json)
+    note(recording.summary)
+    return code
 
 
 def _checked_prompts(

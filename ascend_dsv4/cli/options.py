@@ -6,13 +6,28 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Final, get_type_hints
+from typing import TYPE_CHECKING, Any, Final, get_type_hints
 
-from ascend_dsv4.config import SERVE_DEFAULTS, EngineConfig, ServerConfig, serve_configs
+from ascend_dsv4.accuracy.selection import (
+    DEFAULT_LIMIT,
+    MODEL_GRAPHS,
+    Selection,
+    check_folder,
+    parse_layers,
+    parse_ops,
+    parse_size,
+    parse_steps,
+)
+from ascend_dsv4.config import SERVE_DEFAULTS, EngineConfig, ModelConfig, ServerConfig, serve_configs
 from ascend_dsv4.config.options import Option, Options, check_options, options_of, pick
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ascend_dsv4.accuracy.capture import Capture
+    from ascend_dsv4.llm import LLM
 
 SAMPLING_HELP: Final[Mapping[str, str]] = {
     "max_tokens": "tokens to generate at most",
@@ -98,6 +113,70 @@ def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
 
     parse.__name__ = kind.__name__  # argparse calls it that in its errors
     return parse
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CaptureOptions:
+    """What --capture and the flags around it say."""
+
+    folder: Path
+    ops: str
+    layers: str
+    steps: str
+    limit: int
+
+    @property
+    def selection(self) -> Selection:
+        """Which calls. Raises ConfigError for names and numbers that do not exist."""
+        return Selection(parse_ops(self.ops), parse_layers(self.layers), parse_steps(self.steps))
+
+    def check(self, model: Path, engine: EngineConfig) -> None:
+        """Refuse what would end in an empty recording, before weights are read. Raises ConfigError, UnsupportedError."""
+        from ascend_dsv4.llm import check_capture, model_graphs
+
+        check_folder(self.folder)
+        config, selection = ModelConfig.from_file(model), self.selection
+        check_capture(engine, selection, model_graphs(config, engine).by_place(config))
+
+    def record(self, llm: LLM) -> AbstractContextManager[Capture]:
+        """`LLM.capture` with these options."""
+        return llm.capture(self.folder, ops=self.ops, layers=self.layers, steps=self.steps, limit=self.limit)
+
+
+def add_capture_options(parser: argparse.ArgumentParser) -> None:
+    """Flags of recording operator calls."""
+    group = parser.add_argument_group(
+        "capture options", "record operator calls for `ascend-dsv4 compare replay`; they hold what users wrote"
+    )
+    group.add_argument("--capture", metavar="DIR", help="record into this new or empty folder")
+    group.add_argument("--capture-ops", metavar="OP,OP", help="operators (default: all)")
+    group.add_argument(
+        "--capture-layers", metavar="0,3-5", help=f"layers, and {', '.join(MODEL_GRAPHS)} (default: all)"
+    )
+    group.add_argument(
+        "--capture-steps", metavar="0,5-9,20-", help="steps, counted from 0 since the start (default: all)"
+    )
+    group.add_argument(
+        "--capture-limit", metavar="SIZE",
+        help=f"bytes to record at most, such as 500M (default: {DEFAULT_LIMIT >> 30}G)",
+    )  # fmt: skip
+
+
+def capture_options(args: argparse.Namespace) -> CaptureOptions | None:
+    """The capture flags of a command line; None without --capture. Raises ConfigError for bad ones."""
+    given = [name for name in ("ops", "layers", "steps", "limit") if getattr(args, f"capture_{name}") is not None]
+    if args.capture is None:
+        if given:
+            raise ConfigError(
+                f"--capture-{given[0]}: got it without --capture, expected both, because nothing is recorded otherwise. Name a "
+                "folder with --capture."
+            )
+        return None
+    chosen = {name: getattr(args, f"capture_{name}") for name in given if name != "limit"}
+    limit = DEFAULT_LIMIT if args.capture_limit is None else parse_size(args.capture_limit)
+    options = CaptureOptions(Path(args.capture), **{"ops": "all", "layers": "all", "steps": "all", **chosen}, limit=limit)
+    assert options.selection is not None  # it is well-formed
+    return options
 
 
 def engine_config(args: argparse.Namespace) -> EngineConfig:

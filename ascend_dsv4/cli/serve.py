@@ -5,16 +5,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ascend_dsv4.cli.generate import open_model
-from ascend_dsv4.cli.options import add_server_options, engine_config, model_path, server_config
+from ascend_dsv4.cli.options import (
+    CaptureOptions,
+    add_capture_options,
+    add_server_options,
+    capture_options,
+    engine_config,
+    model_path,
+    server_config,
+)
 from ascend_dsv4.config import EngineConfig
 from ascend_dsv4.config.server_config import ServerConfig
-from ascend_dsv4.errors import ConfigError, UnsupportedError
+from ascend_dsv4.errors import CapsuleError, ConfigError, UnsupportedError
+
+if TYPE_CHECKING:
+    from ascend_dsv4.llm import LLM
 
 Announce = Callable[[str, str], None]
 
@@ -30,16 +42,26 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder as published")
     add_server_options(parser)
+    add_capture_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Serve until told to stop."""
-    return serve(model_path(args.model), engine_config(args), server_config(args))
+    return serve(model_path(args.model), engine_config(args), server_config(args), capture=capture_options(args))
 
 
-def serve(model: Path, engine: EngineConfig, server: ServerConfig, announce: Announce | None = None) -> int:
-    """Load a model and serve it; returns the exit code. `announce` gets the URL and the model's name once it answers."""
+def serve(
+    model: Path,
+    engine: EngineConfig,
+    server: ServerConfig,
+    announce: Announce | None = None,
+    capture: CaptureOptions | None = None,
+) -> int:
+    """Load a model and serve it; returns the exit code. `announce` gets the URL and the model's name once it answers.
+
+    `capture` records operator calls meanwhile; one that records nothing is an error at the end.
+    """
     announce = announce or _announce
     try:
         from ascend_dsv4.server.process import HttpServer
@@ -54,6 +76,8 @@ def serve(model: Path, engine: EngineConfig, server: ServerConfig, announce: Ann
 
     if not model.is_dir():
         raise ConfigError(f"--model {model}: no folder; expected one with a checkpoint, because only weights can answer.")
+    if capture is not None:
+        capture.check(model, engine)
     server.api_keys()  # a bad file is an error before the weights are read
     listener = _listen(server)
     with contextlib.closing(listener):
@@ -64,7 +88,27 @@ def serve(model: Path, engine: EngineConfig, server: ServerConfig, announce: Ann
             encoder()  # now rather than at somebody's first image
         name = server.served_model_name or model.resolve().name
         service = Service(llm.engine, llm.tokenizer, name, server, encoder)
-        HttpServer(service).run_on(listener, lambda: announce(_url(listener), service.model_name))
+
+        def answer() -> None:
+            HttpServer(service).run_on(listener, lambda: announce(_url(listener), service.model_name))
+
+        return _captured(llm, capture, answer)
+
+
+def _captured(llm: LLM, capture: CaptureOptions | None, answer: Callable[[], None]) -> int:
+    """Answer requests, and record operator calls meanwhile if that is wanted. Returns the exit code."""
+    if capture is None:
+        answer()
+        return 0
+    logger = logging.getLogger("ascend_dsv4.capture")
+    try:
+        with capture.record(llm) as recording:
+            logger.info("recording operator calls into %s, which will hold what users write", capture.folder)
+            answer()
+    except CapsuleError as error:
+        logger.error("%s", error)
+        return 2
+    logger.info("%s", recording.summary)
     return 0
 
 

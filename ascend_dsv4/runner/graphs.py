@@ -42,6 +42,11 @@ class ModelGraphs:
         """In order of execution."""
         return (self.step_tables, self.embed, *self.layers.values(), self.head)
 
+    def by_place(self, config: ModelConfig) -> dict[int | str, Graph]:
+        """By layer number, or "step_tables", "embed", "head", as a step runs them."""
+        layers: dict[int | str, Graph] = {i: self.layers[spec] for i, spec in enumerate(layer_specs(config))}
+        return {"step_tables": self.step_tables, "embed": self.embed, **layers, "head": self.head}
+
 
 class _Tracer:
     """Traces functions of one model over its batch."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,6 +26,19 @@ from ascend_dsv4.runner.graphs import DSparkGraphs, ModelGraphs, MtpGraphs
 
 LayerTap = Callable[[int, Tensor], None]
 """Called with 0 and the streams after the embedding, then with i + 1 and the streams after layer i."""
+
+
+class StepWatch(Protocol):
+    """Looks into chosen nodes of chosen steps."""
+
+    def observer(self, where: int | str) -> Observer | None:
+        """The observer of a layer number, or of "step_tables", "embed", "head"; None where nothing is looked at."""
+
+    def begin(self, requests: Sequence[StepRequest]) -> bool:
+        """A step is about to be processed. Returns whether it is to be observed."""
+
+    def end(self) -> None:
+        """The observed step is over, or broke off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +76,10 @@ class ModelRunner:
         self.caches = [{cache.name: backend.zeros(plan.shape(cache), cache.dtype) for cache in layer} for layer in plan.layers]
         self._mtp: list[Plan] = []
         self._dspark: list[Plan] = []
+        self._watch: tuple[StepWatch, ModelRunner] | None = None
         self._compile(None)
 
-    def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
+    def _compile(self, observer: Callable[[int | str], Observer | None] | None) -> None:
         """Bind all graphs; `observer` makes the observer of a layer number, or of "embed", "head", …"""
 
         def compiled(where: int | str, graph: Graph, weights: Any, caches: dict[str, Tensor]) -> Plan:
@@ -88,15 +102,29 @@ class ModelRunner:
         source = self.caches[spec.kv_source]
         return self.caches[layer] | {name: source[name] for name in borrowed_caches(spec)}
 
-    def observed(self, observer: Callable[[int | str], Observer], engine: EngineConfig) -> ModelRunner:
-        """The same weights and caches with plans that report every node, and other options."""
+    def observed(self, observer: Callable[[int | str], Observer | None], engine: EngineConfig) -> ModelRunner:
+        """The same weights and caches with plans whose nodes are observed, and other options."""
         twin = copy.copy(self)
         twin.engine = engine
+        twin._watch = None
         twin._compile(observer)
         return twin
 
+    def watch(self, watch: StepWatch | None) -> None:
+        """Let `watch` look into steps from here on, None for nobody. Others run on the plans they always had."""
+        self._watch = None if watch is None else (watch, self.observed(watch.observer, self.engine))
+
     def run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None = None) -> Forward:
         """Process a step."""
+        if self._watch is None or not self._watch[0].begin(requests):
+            return self._run(requests, manager, tap)
+        watch, twin = self._watch
+        try:
+            return twin._run(requests, manager, tap)
+        finally:
+            watch.end()
+
+    def _run(self, requests: Sequence[StepRequest], manager: CacheManager, tap: LayerTap | None) -> Forward:
         num_tokens = sum(len(request.token_ids) for request in requests)
         return self.forward(self._batch(requests, manager), num_tokens, tap)
 

@@ -8,9 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    i32,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+)
 
 FLOAT32 = ("float32",)
+LENGTHS = (1, 3, 4, 5, 127, 128, 129)
 
 
 def bit_mask(rng: Rng, allow: Array) -> Array:
@@ -71,6 +86,12 @@ def extremes(rng: Rng) -> CaseInputs:
     return CaseInputs({**made.args, "logits": logits, "repetition": repetition, "bias": bias})
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    """Logits next to 0 that a penalty brings to the order of 1; those that it multiplies stay where they are."""
+    made = every_logit(rng)
+    return changed(scaled(made, 1 / small.factor, "repetition"), logits=small.draw(rng, 5, 70))
+
+
 def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in with_padding(rng, 9).args.items() if array is not None})
 
@@ -84,7 +105,7 @@ CASES = (
     Case("mixed", "typical", lambda rng: inputs(rng, 16, num_adjustments=200), FLOAT32),
     Case("mask-alone", "typical", lambda rng: inputs(rng, 7, num_adjustments=0), FLOAT32),
     Case("every-logit", "typical", every_logit, FLOAT32),
-    *(Case(f"rows-{n}", "boundary", partial(inputs, num_rows=n), FLOAT32) for n in (0, 1, 3)),
+    *(Case(f"rows-{n}", "boundary", partial(inputs, num_rows=n), FLOAT32) for n in (0, *LENGTHS)),
     *(Case(f"vocab-{n}", "boundary", partial(inputs, num_rows=6, vocab_size=n), FLOAT32) for n in (1, 31, 32, 33, 64)),
     Case("one-adjustment", "boundary", lambda rng: inputs(rng, 2, num_adjustments=1), FLOAT32),
     Case("nothing-to-do", "boundary", lambda rng: inputs(rng, 2, num_adjustments=0, share=1.0), FLOAT32),
@@ -95,6 +116,7 @@ CASES = (
     Case("extremes", "hostile", extremes, FLOAT32, smooth=False),
     Case("large", "hostile", lambda rng: inputs(rng, 9, 300, logits=normal(rng, 9, 100, scale=1e4)), FLOAT32),
     Case("views", "hostile", views, FLOAT32),
+    *subnormal_cases(subnormals, FLOAT32, half=False),
     Case("transposed", "hostile", transposed, FLOAT32),
 )
 

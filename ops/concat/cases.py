@@ -5,7 +5,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, heads: int = 3, left: int = 16, right: int = 8) -> CaseInputs:
@@ -25,6 +37,13 @@ CASES = (
     *token_cases(inputs),
     Case("uneven", "boundary", lambda rng: inputs(rng, 3, left=5, right=1)),
     Case("views", "hostile", views),
+    Case("large", "hostile", lambda rng: scaled(inputs(rng, 4), 1e30, "x", "y")),
+    Case(
+        "nan-rows",
+        "hostile",
+        lambda rng: CaseInputs({name: nan_rows(f32(a), [0, 3]) for name, a in inputs(rng, 5).args.items()}),
+    ),
+    *subnormal_cases(lambda rng, small: CaseInputs({"x": small.draw(rng, 5, 7), "y": small.draw(rng, 5, 3)})),
     Case("not-finite", "hostile", not_finite),
 )
 

@@ -3,7 +3,21 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import COMPUTE_DTYPE, Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    COMPUTE_DTYPE,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    i32,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, vocab_size: int = 50, hidden_size: int = 24, hc_mult: int = 4) -> CaseInputs:
@@ -34,6 +48,8 @@ CASES = (
     Case("first-and-last-id", "boundary", ends_of_vocabulary),
     Case("one-stream", "boundary", lambda rng: inputs(rng, 3, hc_mult=1)),
     Case("views", "hostile", views),
+    Case("large", "hostile", lambda rng: scaled(inputs(rng, 4), 1e30, "weight")),
+    *subnormal_cases(lambda rng, small: changed(inputs(rng, 5), weight=small.draw(rng, 50, 24))),
 )
 
 EXPECTED = (

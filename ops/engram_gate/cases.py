@@ -5,7 +5,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    i32,
+    nan_rows,
+    normal,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 ATTRS = {"eps": 1e-20, "sign_of_zero": True}
 
@@ -68,6 +82,7 @@ CASES = (
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("poisoned-images", "hostile", poisoned_images),
     Case("views", "hostile", views),
+    *subnormal_cases(lambda rng, small: changed(inputs(rng, 5, images=False), streams=small.draw(rng, 5, 4, 24))),
 )
 
 

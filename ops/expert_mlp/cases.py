@@ -15,6 +15,9 @@ from ascend_dsv4.ops.cases import (
     CaseInputs,
     ExpectedCase,
     Rng,
+    Small,
+    all_strided,
+    changed,
     f32,
     i32,
     normal,
@@ -22,7 +25,8 @@ from ascend_dsv4.ops.cases import (
     random_fp4,
     random_fp8,
     random_scales,
-    strided,
+    scaled,
+    subnormal_cases,
 )
 
 PLAIN = {"block": (1, 1), "limit": 1.0}
@@ -59,7 +63,7 @@ def fp4(rng: Rng) -> CaseInputs:
         "w13": random_fp4(rng, 3, 128, 32),
         "w13_scale": random_scales(rng, 3, 128, 2, around=123),
         "w2": random_fp4(rng, 3, 64, 32),
-        "w2_scale": random_scales(rng, 3, 64, 2, around=123),
+        "w2_scale": random_scales(rng, 3, 64, 2, around=121),
     }
     return CaseInputs(args, {**PLAIN, "limit": 3.0}, defined=used([3, 0, 18], 3))
 
@@ -88,8 +92,11 @@ def float_scales(rng: Rng) -> CaseInputs:
 
 
 def views(rng: Rng) -> CaseInputs:
-    made = inputs(rng, [4, 17, 2])
-    return CaseInputs({name: strided(f32(a)) if name != "counts" else a for name, a in made.args.items()}, made.attrs)
+    return all_strided(inputs(rng, [4, 17, 2]))
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(scaled(inputs(rng, [3, 0, 2]), small.factor, "w13"), rows=small.draw(rng, 5, 32))
 
 
 CASES = (
@@ -100,12 +107,17 @@ CASES = (
     Case("no-limit", "typical", lambda rng: inputs(rng, [5, 0, 17], limit=math.inf)),
     Case("tokens-0", "boundary", lambda rng: inputs(rng, [0, 0, 0])),
     Case("tokens-1", "boundary", lambda rng: inputs(rng, [0, 1, 0])),
+    *(Case(f"tokens-{n}", "boundary", lambda rng, n=n: inputs(rng, [n // 2, 0, n - n // 2])) for n in (3, 4, 5, 127, 128)),
     Case("tile-edges", "boundary", lambda rng: inputs(rng, [15, 16, 17])),
     Case("one-expert-takes-all", "hostile", lambda rng: inputs(rng, [0, 129, 0, 0])),
     Case("unused-rows", "hostile", lambda rng: inputs(rng, [3, 0, 2], unused=7)),
     Case("nothing-used", "hostile", lambda rng: inputs(rng, [0, 0], unused=4)),
     Case("tight-clamp", "hostile", lambda rng: inputs(rng, [6, 6], limit=0.05)),
     Case("views", "hostile", views),
+    Case("fp4-views", "hostile", lambda rng: all_strided(fp4(rng))),
+    Case("fp8-views", "hostile", lambda rng: all_strided(fp8(rng))),
+    Case("large", "hostile", lambda rng: scaled(inputs(rng, [2, 3]), 1e30, "rows")),
+    *subnormal_cases(subnormals),
 )
 
 EXPECTED = (

@@ -3,7 +3,18 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    f32,
+    nan_rows,
+    normal,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, dim: int = 33, scale: float = 2.0) -> CaseInputs:
@@ -22,6 +33,7 @@ CASES = (
     Case("extremes", "hostile", extremes),
     Case("transposed", "hostile", lambda rng: CaseInputs({"x": normal(rng, 40, 6).T})),
     Case("poisoned-padding", "hostile", lambda rng: CaseInputs({"x": nan_rows(normal(rng, 5, 33), [1, 4])})),
+    *subnormal_cases(lambda rng, small: CaseInputs({"x": small.draw(rng, 5, 33)}), ("float32",)),
     Case("view", "hostile", lambda rng: CaseInputs({"x": strided(normal(rng, 6, 40))})),
 )
 

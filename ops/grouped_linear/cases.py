@@ -10,6 +10,9 @@ from ascend_dsv4.ops.cases import (
     CaseInputs,
     ExpectedCase,
     Rng,
+    Small,
+    all_strided,
+    changed,
     f32,
     nan_rows,
     normal,
@@ -17,7 +20,9 @@ from ascend_dsv4.ops.cases import (
     random_fp4,
     random_fp8,
     random_scales,
+    scaled,
     strided,
+    subnormal_cases,
     token_cases,
 )
 
@@ -50,6 +55,16 @@ def view(rng: Rng) -> CaseInputs:
     return CaseInputs({"x": strided(normal(rng, 17, 3, 33)), "weight": strided(normal(rng, 6, 33)), "scale": None}, PLAIN)
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(scaled(plain(rng, 5), small.factor, "weight"), x=small.draw(rng, 5, 4, 32))
+
+
+def large(rng: Rng) -> CaseInputs:
+    """All positive: a sum that cancels has no digits left to compare."""
+    made = plain(rng, 4)
+    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), 1e30, "x")
+
+
 def poisoned_padding(rng: Rng) -> CaseInputs:
     return CaseInputs({"x": nan_rows(normal(rng, 6, 2, 32), [2, 5]), "weight": normal(rng, 8, 32), "scale": None}, PLAIN)
 
@@ -63,6 +78,10 @@ CASES = (
     Case("one-group", "boundary", lambda rng: plain(rng, 5, groups=1)),
     Case("one-output-per-group", "boundary", lambda rng: plain(rng, 5, out_per_group=1)),
     Case("view", "hostile", view),
+    Case("fp8-views", "hostile", lambda rng: all_strided(fp8(rng))),
+    Case("fp4-views", "hostile", lambda rng: all_strided(fp4(rng))),
+    Case("large", "hostile", large),
+    *subnormal_cases(subnormals),
     Case("poisoned-padding", "hostile", poisoned_padding),
 )
 

@@ -5,7 +5,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, hidden_size: int = 24, hc_mult: int = 4) -> CaseInputs:
@@ -29,6 +43,10 @@ def large(rng: Rng) -> CaseInputs:
     return CaseInputs({**made.args, "streams": np.abs(f32(made.args["streams"])) * np.float32(1e30)})
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return scaled(changed(inputs(rng, 5), streams=small.draw(rng, 5, 4, 24)), small.factor, "mix")
+
+
 CASES = (
     Case("random", "typical", lambda rng: inputs(rng, 9, hidden_size=256)),
     *token_cases(inputs),
@@ -37,6 +55,7 @@ CASES = (
     Case("large", "hostile", large),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("views", "hostile", views),
+    *subnormal_cases(subnormals),
 )
 
 EXPECTED = (

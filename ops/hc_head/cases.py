@@ -4,8 +4,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+import numpy as np
+
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 ATTRS = {"hc_eps": 1e-6, "norm_eps": 1e-6}
 
@@ -30,12 +47,25 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, ATTRS)
 
 
+def large(rng: Rng) -> CaseInputs:
+    """All positive: a sum that cancels has no digits left to compare."""
+    made = inputs(rng, 4)
+    return changed(made, streams=np.abs(f32(made.args["streams"])) * np.float32(1e15))
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    made = scaled(inputs(rng, 5), small.gain, "fn")
+    return replace(changed(made, streams=small.draw(rng, 5, 4, 24)), attrs={**ATTRS, "norm_eps": small.eps})
+
+
 CASES = (
     Case("random", "typical", lambda rng: inputs(rng, 9, hidden_size=256)),
     *token_cases(inputs),
     Case("two-streams", "boundary", lambda rng: inputs(rng, 5, hc_mult=2)),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("views", "hostile", views),
+    Case("large", "hostile", large),
+    *subnormal_cases(subnormals, ("float32",)),
 )
 
 EXPECTED = (

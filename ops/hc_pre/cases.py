@@ -4,10 +4,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 from ascend_dsv4.ops.spec import Tolerance
 
 ATTRS = {"sinkhorn_iters": 20, "hc_eps": 1e-6, "norm_eps": 1e-6}
@@ -55,6 +70,11 @@ def steep(rng: Rng) -> CaseInputs:
     return CaseInputs({**made.args, "scale": f32([20, 20, 20])}, made.attrs)
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    made = scaled(scaled(delayed(rng, 5), small.gain, "fn"), small.factor, "mix")
+    return replace(changed(made, streams=small.draw(rng, 5, 4, 24)), attrs={**ATTRS, "norm_eps": small.eps})
+
+
 CASES = (
     Case("random", "typical", lambda rng: inputs(rng, 9, hidden_size=256)),
     Case("delayed", "typical", lambda rng: delayed(rng, 9, hidden_size=256)),
@@ -69,6 +89,7 @@ CASES = (
     Case("tiny", "hostile", lambda rng: inputs(rng, 3, scale=1e-12)),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("views", "hostile", views),
+    *subnormal_cases(subnormals),
 )
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ascend_dsv4.ops.cases import (
+    STALE,
     Array,
     Case,
     CaseInputs,
@@ -15,29 +17,38 @@ from ascend_dsv4.ops.cases import (
     Rng,
     Step,
     block_tables,
+    changed,
     entry_slots,
     f32,
+    far_away,
     filled_cache,
     i32,
     normal,
     strided,
+    subnormal,
 )
 
 ATTRS = {"ratio": 4, "topk": 5, "rounding": "none", "candidate_block": 1, "num_candidates": 0}
 
 
-def inputs(rng: Rng, step: Step, *, heads: int = 4, head_dim: int = 32, block_rows: int = 3, **attrs: Any) -> CaseInputs:
-    """Every entry that exists after the step has a key; the rest of the cache is NaN."""
+def inputs(
+    rng: Rng, step: Step, *, heads: int = 4, head_dim: int = 32, block_rows: int = 3, drafts: int = 0, **attrs: Any
+) -> CaseInputs:
+    """Every entry that exists after the step has a key, those that so many drafts in vain closed are stale; the rest is NaN."""
     attrs = {**ATTRS, **attrs}
     counts = [end // attrs["ratio"] for end in step.ends()]
-    table, num_blocks = block_tables(rng, counts, block_rows)
+    drafted = [(end + drafts) // attrs["ratio"] for end in step.ends()]
+    table, num_blocks = block_tables(rng, drafted, block_rows)
     slots = [entry_slots(table, i, range(count), block_rows) for i, count in enumerate(counts)]
     q, weights = normal(rng, step.num_tokens, heads, head_dim), normal(rng, step.num_tokens, heads)
     q[step.padding_rows] = weights[step.padding_rows] = np.nan
+    keys = filled_cache(rng, num_blocks, block_rows, head_dim, np.concatenate([np.zeros(0, np.int64), *slots]))
+    for i, (count, end) in enumerate(zip(counts, drafted, strict=True)):
+        keys.reshape(-1, head_dim)[entry_slots(table, i, range(count, end), block_rows)] = STALE
     args = {
         "q": q,
         "weights": weights,
-        "idx_kv": filled_cache(rng, num_blocks, block_rows, head_dim, np.concatenate([np.zeros(0, np.int64), *slots])),
+        "idx_kv": keys,
         "positions": step.positions,
         "req_idx": step.req_idx,
         "block_table": table,
@@ -101,6 +112,11 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, made.attrs)
 
 
+def far(rng: Rng) -> CaseInputs:
+    made = inputs(rng, Step(((60, 3), (41, 1)), 1), candidate_block=2, num_candidates=3)
+    return far_away(rng, made, idx_kv={"tables": ("block_table",)})
+
+
 def large(rng: Rng) -> CaseInputs:
     made = inputs(rng, Step(((40, 6),)))
     return CaseInputs({**made.args, "q": f32(made.args["q"]) * np.float32(1e30)}, made.attrs)
@@ -118,16 +134,22 @@ CASES = (
         for n, size in ((1, 1), (1, 4), (2, 3), (9, 4), (64, 4))
     ),
     *(
-        Case(f"restricted-to-{n}-blocks-of-{size}", "boundary",
-             lambda rng, n=n, size=size: restricted(rng, Step(((0, 70),)), n, ratio=2, candidate_block=size))
+        Case(
+            f"restricted-to-{n}-blocks-of-{size}",
+            "boundary",
+            lambda rng, n=n, size=size: restricted(rng, Step(((0, 70),)), n, ratio=2, candidate_block=size),
+        )
         for n, size in ((1, 1), (1, 4), (1, 8), (2, 3), (9, 4), (64, 4))
     ),
-    Case("restricted-and-publish", "boundary",
-         lambda rng: restricted(rng, Step(((0, 70),)), 3, ratio=1, candidate_block=4, num_candidates=2)),
+    Case(
+        "restricted-and-publish",
+        "boundary",
+        lambda rng: restricted(rng, Step(((0, 70),)), 3, ratio=1, candidate_block=4, num_candidates=2),
+    ),
     case("publish-tokens-0", "boundary", (), num_candidates=3),
     Case("restricted-tokens-0", "boundary", lambda rng: restricted(rng, Step(()), 3)),
     case("tokens-0", "boundary", ()),
-    *(case(f"tokens-{n}", "boundary", ((0, n),)) for n in (1, 3, 127, 128, 129)),
+    *(case(f"tokens-{n}", "boundary", ((0, n),)) for n in (1, 3, 4, 5, 127, 128, 129)),
     case("around-topk", "boundary", ((16, 10),), topk=5),
     case("topk-beyond-entries", "boundary", ((10, 20),), topk=64),
     case("topk-1", "boundary", ((0, 30),), topk=1),
@@ -142,6 +164,15 @@ CASES = (
     case("poisoned-padding", "hostile", ((33, 3), (0, 2)), 3),
     case("padding-alone", "hostile", (), 2),
     Case("views", "hostile", views),
+    Case(
+        "all-equal-blocks",
+        "hostile",
+        lambda rng: integers(rng, inputs(rng, Step(((90, 4),)), candidate_block=3, num_candidates=4), 1, 2),
+    ),
+    case("stale-rows", "hostile", ((40, 6), (25, 1), (0, 9)), drafts=9, candidate_block=2, num_candidates=3),
+    Case("repeated", "hostile", lambda rng: replace(inputs(rng, Step(((40, 6),), 1)), later=({},))),
+    Case("far", "hostile", far),
+    Case("subnormal", "hostile", lambda rng: changed(inputs(rng, Step(((80, 5),))), q=subnormal(rng, 5, 4, 32))),
 )
 
 

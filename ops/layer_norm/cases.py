@@ -3,7 +3,23 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from dataclasses import replace
+
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 EPS = {"eps": 1e-6}
 
@@ -29,6 +45,10 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: None if array is None else strided(array) for name, array in made.args.items()}, EPS)
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return replace(scaled(of(rng, small.draw(rng, 5, 48)), small.gain, "weight"), attrs={"eps": small.eps})
+
+
 CASES = (
     Case("index-keys", "typical", lambda rng: inputs(rng, 9, 128)),
     Case("wide", "typical", lambda rng: inputs(rng, 9, 4096)),
@@ -42,6 +62,7 @@ CASES = (
     Case("tiny", "hostile", lambda rng: inputs(rng, 4, scale=1e-20)),
     Case("poisoned-padding", "hostile", lambda rng: of(rng, nan_rows(normal(rng, 7, 48), [1, 5, 6]))),
     Case("views", "hostile", views),
+    *subnormal_cases(subnormals),
     Case("transposed", "hostile", lambda rng: of(rng, normal(rng, 40, 6).T)),
 )
 

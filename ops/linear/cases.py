@@ -11,6 +11,9 @@ from ascend_dsv4.ops.cases import (
     CaseInputs,
     ExpectedCase,
     Rng,
+    Small,
+    all_strided,
+    changed,
     f32,
     nan_rows,
     normal,
@@ -18,7 +21,9 @@ from ascend_dsv4.ops.cases import (
     random_fp4,
     random_fp8,
     random_scales,
+    scaled,
     strided,
+    subnormal_cases,
     token_cases,
 )
 
@@ -76,6 +81,10 @@ def large(rng: Rng) -> CaseInputs:
     return CaseInputs(args, made.attrs)
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(scaled(plain(rng, 5), small.factor, "weight"), x=small.draw(rng, 5, 96))
+
+
 CASES = (
     Case("plain", "typical", lambda rng: plain(rng, 9, 512, 130)),
     Case("fp8", "typical", lambda rng: fp8(rng, 256, 128, 128)),
@@ -90,6 +99,10 @@ CASES = (
     Case("fp4-one-group", "boundary", lambda rng: fp4(rng, 1, 3, 32)),
     Case("one-output", "boundary", lambda rng: plain(rng, 17, 33, 1)),
     Case("views", "hostile", views),
+    Case("fp8-views", "hostile", lambda rng: all_strided(fp8(rng, 65, 96, 32))),
+    Case("float-scales-views", "hostile", lambda rng: all_strided(float_scales(rng, 65, 96, 32))),
+    Case("fp4-views", "hostile", lambda rng: all_strided(fp4(rng, 5, 7, 64))),
+    *subnormal_cases(subnormals),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("large", "hostile", large),
 )

@@ -11,10 +11,14 @@ from ascend_dsv4.ops.cases import (
     CaseInputs,
     ExpectedCase,
     Rng,
+    Small,
+    changed,
     f32,
     nan_rows,
     normal,
+    scaled,
     strided,
+    subnormal_cases,
     token_cases,
 )
 
@@ -44,6 +48,16 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(f32(array)) for name, array in made.args.items()}, made.attrs)
 
 
+def large(rng: Rng) -> CaseInputs:
+    """All positive: a sum that cancels has no digits left to compare."""
+    made = inputs(rng, 4)
+    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), 1e30, "x", "bias")
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(scaled(inputs(rng, 5), small.factor, "weight"), x=small.draw(rng, 5, 96))
+
+
 CASES = (
     Case("patches", "typical", lambda rng: inputs(rng, 9, 588, 64)),
     Case("float32-out", "typical", float32_out),
@@ -51,6 +65,8 @@ CASES = (
     Case("leading-axes", "boundary", leading_axes),
     Case("one-output", "boundary", lambda rng: inputs(rng, 17, 33, 1)),
     Case("views", "hostile", views),
+    Case("large", "hostile", large),
+    *subnormal_cases(subnormals),
     Case("poisoned-padding", "hostile", poisoned_padding),
 )
 

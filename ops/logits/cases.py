@@ -3,7 +3,24 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided, token_cases
+import numpy as np
+
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    i32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_rows: int, num_tokens: int = 140, hidden_size: int = 48, vocab_size: int = 65) -> CaseInputs:
@@ -33,6 +50,16 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in inputs(rng, 17, 20, 33).args.items() if array is not None})
 
 
+def large(rng: Rng) -> CaseInputs:
+    """All positive: a sum that cancels has no digits left to compare."""
+    made = inputs(rng, 4, 6)
+    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), 1e30, "x")
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(scaled(inputs(rng, 5, 6), small.factor, "weight"), x=small.draw(rng, 6, 48))
+
+
 CASES = (
     Case("last-rows", "typical", lambda rng: inputs(rng, 4, hidden_size=256, vocab_size=512)),
     Case("bf16-weight", "typical", bf16_weight, dtypes=("float32",)),
@@ -41,6 +68,8 @@ CASES = (
     Case("repeated-rows", "boundary", repeated),
     Case("poisoned-elsewhere", "hostile", poisoned_elsewhere),
     Case("views", "hostile", views),
+    Case("large", "hostile", large),
+    *subnormal_cases(subnormals, half=False),
 )
 
 EXPECTED = (

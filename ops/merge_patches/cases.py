@@ -3,7 +3,21 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    i32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_blocks: int, dim: int = 7, cells: int = 9, num_patches: int = 50) -> CaseInputs:
@@ -30,6 +44,8 @@ CASES = (
     Case("one-patch", "boundary", lambda rng: inputs(rng, 3, num_patches=1)),
     Case("unread-patches", "hostile", unread_patches),
     Case("views", "hostile", views),
+    Case("large", "hostile", lambda rng: scaled(inputs(rng, 4), 1e30, "x")),
+    *subnormal_cases(lambda rng, small: changed(inputs(rng, 5), x=small.draw(rng, 50, 7))),
 )
 
 EXPECTED = (

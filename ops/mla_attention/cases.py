@@ -4,40 +4,50 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ascend_dsv4.ops.cases import (
+    STALE,
     Array,
     Case,
     CaseInputs,
     ExpectedCase,
     Rng,
+    Small,
     Step,
     block_tables,
+    changed,
     chosen_entries,
     entry_slots,
     f32,
+    far_away,
     filled_cache,
     i32,
     normal,
+    scaled,
     strided,
+    subnormal_cases,
 )
 
 
 def inputs(
     rng: Rng, step: Step, *, topk: int | None = 5, heads: int = 4, width: int = 40, value_dim: int = 32, block_rows: int = 3,
-    scale: float | None = None,
+    scale: float | None = None, drafts: int = 0,
 ) -> CaseInputs:  # fmt: skip
-    """topk None takes every row. Rows that no query may see are NaN."""
-    table, num_blocks = block_tables(rng, step.ends(), block_rows)
+    """topk None takes every row. Rows that no query may see are NaN, and stale where so many drafts in vain were."""
+    table, num_blocks = block_tables(rng, [end + drafts for end in step.ends()], block_rows)
     slots = [entry_slots(table, i, range(end), block_rows) for i, end in enumerate(step.ends())]
     q = normal(rng, step.num_tokens, heads, width)
     q[step.padding_rows] = np.nan
+    rows = filled_cache(rng, num_blocks, block_rows, width, np.concatenate([np.zeros(0, np.int64), *slots]))
+    for i, end in enumerate(step.ends()):
+        rows.reshape(-1, width)[entry_slots(table, i, range(end, end + drafts), block_rows)] = STALE
     args: dict[str, Array | None] = {
         "q": q,
-        "mla_kv": filled_cache(rng, num_blocks, block_rows, width, np.concatenate([np.zeros(0, np.int64), *slots])),
+        "mla_kv": rows,
         "positions": step.positions,
         "req_idx": step.req_idx,
         "block_table": table,
@@ -63,12 +73,26 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: None if array is None else strided(array) for name, array in made.args.items()}, made.attrs)
 
 
+def far(rng: Rng) -> CaseInputs:
+    return far_away(rng, inputs(rng, Step(((20, 4), (37, 1)), 1)), mla_kv={"tables": ("block_table",)})
+
+
+def large_rows(rng: Rng) -> CaseInputs:
+    """Rows of 1e15 under queries so small that scores are ordinary; all positive, so that no sum cancels."""
+    made = scaled(inputs(rng, Step(((20, 5),))), 1e-15, "q")
+    return changed(made, mla_kv=np.abs(f32(made.args["mla_kv"])) * np.float32(1e15))
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(inputs(rng, Step(((20, 5),)), scale=small.factor), q=small.draw(rng, 5, 4, 40))
+
+
 CASES = (
     case("chosen", "typical", ((0, 40), (37, 5), (90, 1)), heads=8, width=72, value_dim=64),
     case("all", "typical", ((0, 40), (37, 5), (90, 1)), topk=None, heads=8, width=72, value_dim=64),
     case("decode-far", "typical", ((1000, 1), (517, 1)), topk=16, block_rows=16),
     case("tokens-0", "boundary", ()),
-    *(case(f"tokens-{n}", "boundary", ((0, n),), topk=None, heads=2, block_rows=16) for n in (1, 3, 127, 128, 129)),
+    *(case(f"tokens-{n}", "boundary", ((0, n),), topk=None, heads=2, block_rows=16) for n in (1, 3, 4, 5, 127, 128, 129)),
     case("values-are-rows", "boundary", ((9, 7),), width=32),
     case("value-dim-1", "boundary", ((9, 7),), value_dim=1),
     case("rows-of-one-block", "boundary", ((9, 7),), block_rows=1),
@@ -80,6 +104,12 @@ CASES = (
     case("poisoned-padding", "hostile", ((6, 3), (0, 4)), 5),
     case("padding-alone", "hostile", (), 2),
     Case("views", "hostile", views),
+    case("stale-rows", "hostile", ((20, 5), (0, 3), (37, 1)), drafts=4),
+    case("stale-rows-all", "hostile", ((20, 5), (0, 3), (37, 1)), 1, topk=None, drafts=7),
+    Case("repeated", "hostile", lambda rng: replace(inputs(rng, Step(((20, 5),), 1)), later=({},))),
+    Case("far", "hostile", far),
+    Case("large-rows", "hostile", large_rows),
+    *subnormal_cases(subnormals),
 )
 
 

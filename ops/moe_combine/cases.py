@@ -5,7 +5,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    i32,
+    normal,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, topk: int = 3, hidden_size: int = 12, absent: float = 0.0) -> CaseInputs:
@@ -28,6 +40,12 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in inputs(rng, 5).args.items() if array is not None})
 
 
+def large(rng: Rng) -> CaseInputs:
+    """All positive: a sum that cancels has no digits left to compare."""
+    made = inputs(rng, 4)
+    return changed(made, rows=np.abs(f32(made.args["rows"])) * np.float32(1e30))
+
+
 CASES = (
     Case("random", "typical", lambda rng: inputs(rng, 20, topk=6, hidden_size=64)),
     *token_cases(inputs),
@@ -35,6 +53,8 @@ CASES = (
     Case("unsent-rows-are-nan", "hostile", lambda rng: inputs(rng, 20, absent=0.4)),
     Case("tokens-without-experts", "hostile", all_absent),
     Case("views", "hostile", views),
+    Case("large", "hostile", large),
+    *subnormal_cases(lambda rng, small: changed(inputs(rng, 5), rows=small.draw(rng, 15, 12))),
 )
 
 EXPECTED = (

@@ -3,7 +3,22 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    i32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, ids: Array | None = None, hidden_size: int = 12, num_experts: int = 8) -> CaseInputs:
@@ -37,6 +52,8 @@ CASES = (
     Case("nothing-sent", "hostile", nothing_sent),
     Case("one-choice", "boundary", lambda rng: inputs(rng, 3, i32([[2], [0], [2]]))),
     Case("views", "hostile", views),
+    Case("large", "hostile", lambda rng: scaled(inputs(rng, 4), 1e30, "x", "weights")),
+    *subnormal_cases(lambda rng, small: changed(inputs(rng, 5), x=small.draw(rng, 5, 12), weights=small.draw(rng, 5, 2))),
 )
 
 EXPECTED = (

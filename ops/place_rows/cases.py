@@ -5,7 +5,20 @@ from __future__ import annotations
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    i32,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(rng: Rng, num_tokens: int, num_rows: int | None = None, absent: int = 0) -> CaseInputs:
@@ -29,6 +42,10 @@ CASES = (
     Case("every-token", "boundary", lambda rng: inputs(rng, 5, num_rows=5)),
     Case("rows-for-nobody", "hostile", lambda rng: inputs(rng, 7, num_rows=3, absent=2)),
     Case("views", "hostile", views),
+    Case("large", "hostile", lambda rng: scaled(inputs(rng, 4), 1e30, "streams", "rows")),
+    *subnormal_cases(
+        lambda rng, small: changed(inputs(rng, 5, 2), streams=small.draw(rng, 5, 4, 24), rows=small.draw(rng, 2, 24))
+    ),
 )
 
 EXPECTED = (

@@ -3,7 +3,23 @@
 
 from __future__ import annotations
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from dataclasses import replace
+
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 EPS = {"eps": 1e-6}
 
@@ -22,6 +38,11 @@ def zero_row(rng: Rng) -> CaseInputs:
     return CaseInputs({"x": x, "weight": normal(rng, 16)}, EPS)
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    made = scaled(inputs(rng, 5), small.gain, "weight")
+    return replace(changed(made, x=small.draw(rng, 5, 64)), attrs={"eps": small.eps})
+
+
 CASES = (
     Case("hidden", "typical", lambda rng: inputs(rng, 9, 4096)),
     Case("query-heads", "typical", lambda rng: CaseInputs({"x": normal(rng, 5, 4, 128), "weight": None}, EPS)),
@@ -32,6 +53,7 @@ CASES = (
     Case("large", "hostile", lambda rng: inputs(rng, 4, scale=1e17)),
     Case("tiny", "hostile", lambda rng: inputs(rng, 4, scale=1e-20)),
     Case("poisoned-padding", "hostile", poisoned_padding),
+    *subnormal_cases(subnormals),
     Case(
         "view", "hostile", lambda rng: CaseInputs({"x": strided(normal(rng, 6, 40)), "weight": strided(normal(rng, 40))}, EPS)
     ),

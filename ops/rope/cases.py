@@ -7,7 +7,22 @@ from typing import Any
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def tables(rng: Rng, num_tokens: int, half: int) -> dict[str, Array]:
@@ -36,6 +51,16 @@ def poisoned_padding(rng: Rng) -> CaseInputs:
     return CaseInputs({"x": nan_rows(normal(rng, 5, 2, 12), [1, 4]), **tables(rng, 5, 4)}, attrs(4))
 
 
+def large(rng: Rng) -> CaseInputs:
+    """The first of a pair a million times the second: a sum that cancels has no digits left to compare."""
+    made = inputs(rng, 4, 2)
+    return changed(made, x=f32(made.args["x"]) * np.tile(f32([1e30, 1e24]), 24))
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return scaled(changed(inputs(rng, 5, 2), x=small.draw(rng, 5, 2, 48)), small.factor, "cos", "sin")
+
+
 CASES = (
     Case("query-heads", "typical", lambda rng: inputs(rng, 7, 8, head_dim=128, half=32)),
     Case("inverse", "typical", lambda rng: inputs(rng, 7, 8, inverse=True)),
@@ -48,6 +73,8 @@ CASES = (
     Case("halves-in-the-middle", "boundary", lambda rng: inputs(rng, 3, 2, start=5, layout="halves")),
     Case("halves-one-pair", "boundary", lambda rng: inputs(rng, 3, 2, head_dim=3, half=1, layout="halves")),
     Case("views", "hostile", lambda rng: views(rng, "adjacent")),
+    Case("large", "hostile", large),
+    *subnormal_cases(subnormals),
     Case("views-halves", "hostile", lambda rng: views(rng, "halves")),
     Case("poisoned-padding", "hostile", poisoned_padding),
 )

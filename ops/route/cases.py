@@ -8,7 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    all_strided,
+    changed,
+    f32,
+    i32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 FLOAT32 = ("float32",)
 ATTRS = {
@@ -112,6 +128,9 @@ CASES = (
     Case("magnitudes", "hostile", magnitudes, FLOAT32),
     Case("poisoned-padding", "hostile", poisoned_padding, FLOAT32),
     Case("views", "hostile", views, FLOAT32),
+    Case("hashed-views", "hostile", lambda rng: all_strided(hashed(rng, 6)), FLOAT32),
+    Case("large", "hostile", lambda rng: scaled(scored(rng, 6), 1e12, "logits"), FLOAT32),
+    *subnormal_cases(lambda rng, small: changed(scored(rng, 6), logits=small.draw(rng, 6, 16)), FLOAT32, half=False),
 )
 
 # softplus is 1, 4 and 9 here, so the scores are 1, 2 and 3.

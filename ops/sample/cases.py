@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, i32, normal, strided
+from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, Small, f32, i32, normal, strided, subnormal_cases
 
 FLOAT32 = ("float32",)
 
@@ -48,6 +48,13 @@ def extremes(rng: Rng) -> CaseInputs:
     )  # fmt: skip
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    """Logits next to 0, which are equally likely; and ordinary ones at a temperature that leaves the largest alone."""
+    logits = np.concatenate([small.draw(rng, 10, 20), normal(rng, 10, 20)])
+    temperature = np.concatenate([np.ones(10, dtype=np.float32), np.abs(small.draw(rng, 10))])
+    return inputs(rng, 20, logits=logits, temperature=temperature)
+
+
 def large(rng: Rng) -> CaseInputs:
     return inputs(rng, 20, logits=normal(rng, 20, 30, scale=1e4))
 
@@ -69,13 +76,15 @@ def views(rng: Rng) -> CaseInputs:
 CASES = (
     Case("mixed", "typical", lambda rng: inputs(rng, 64), FLOAT32),
     Case("greedy", "typical", lambda rng: inputs(rng, 9, temperature=f32([0] * 9)), FLOAT32),
-    *(Case(f"rows-{n}", "boundary", lambda rng, n=n: inputs(rng, n), FLOAT32) for n in (0, 1, 3)),
+    *(Case(f"rows-{n}", "boundary", lambda rng, n=n: inputs(rng, n), FLOAT32) for n in (0, 1, 3, 4, 5, 127, 128, 129)),
     Case("vocab-1", "boundary", lambda rng: inputs(rng, 4, vocab_size=1), FLOAT32),
     Case("ties", "hostile", ties, FLOAT32),
     Case("masked", "hostile", masked, FLOAT32),
     Case("extremes", "hostile", extremes, FLOAT32),
     Case("no-distribution", "hostile", no_distribution, FLOAT32),
     Case("large", "hostile", large, FLOAT32),
+    Case("huge", "hostile", lambda rng: inputs(rng, 20, logits=normal(rng, 20, 30, scale=1e30)), FLOAT32),
+    *subnormal_cases(subnormals, FLOAT32, half=False),
     Case("views", "hostile", views, FLOAT32),
 )
 

@@ -4,25 +4,32 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ascend_dsv4.ops.cases import (
+    STALE,
     Array,
     Case,
     CaseInputs,
     ExpectedCase,
     Rng,
+    Small,
     Step,
     block_tables,
+    changed,
     chosen_entries,
     entry_slots,
     f32,
+    far_away,
     filled_cache,
     i32,
     normal,
+    scaled,
     strided,
+    subnormal_cases,
     window_slots,
     window_tables,
 )
@@ -30,17 +37,22 @@ from ascend_dsv4.ops.cases import (
 
 def inputs(
     rng: Rng, step: Step, *, ratio: int = 4, topk: int | None = 5, window: int = 8, heads: int = 4, head_dim: int = 32,
-    window_block_rows: int = 4, block_rows: int = 3, scale: float | None = None,
+    window_block_rows: int = 4, block_rows: int = 3, scale: float | None = None, drafts: int = 0,
 ) -> CaseInputs:  # fmt: skip
-    """Ratio 0 is a window alone, topk None takes every entry. Rows that no query may see are NaN."""
-    table, num_blocks = window_tables(rng, step, window, window_block_rows)
+    """Ratio 0 is a window alone, topk None takes every entry. Rows that no query may see are NaN, and stale where so many
+    drafts in vain were."""
+    drafted = Step(tuple((start, count + drafts) for start, count in step.requests))
+    table, num_blocks = window_tables(rng, drafted, window, window_block_rows)
     live = [range(max(0, start - window + 1), start + count) for start, count in step.requests]
     rows = [window_slots(table, i, positions, window_block_rows) for i, positions in enumerate(live)]
     q = normal(rng, step.num_tokens, heads, head_dim)
     q[step.padding_rows] = np.nan
+    keys = filled_cache(rng, num_blocks, window_block_rows, head_dim, np.concatenate([np.zeros(0, np.int64), *rows]))
+    for i, end in enumerate(step.ends()):
+        keys.reshape(-1, head_dim)[window_slots(table, i, range(end, end + drafts), window_block_rows)] = STALE
     args: dict[str, Array | None] = {
         "q": q,
-        "win_kv": filled_cache(rng, num_blocks, window_block_rows, head_dim, np.concatenate([np.zeros(0, np.int64), *rows])),
+        "win_kv": keys,
         "sink": normal(rng, heads),
         "positions": step.positions,
         "req_idx": step.req_idx,
@@ -48,10 +60,13 @@ def inputs(
     }
     if ratio:
         counts = [end // ratio for end in step.ends()]
-        entry_table, num_blocks = block_tables(rng, counts, block_rows)
+        entry_table, num_blocks = block_tables(rng, [end // ratio for end in drafted.ends()], block_rows)
         rows = [entry_slots(entry_table, i, range(count), block_rows) for i, count in enumerate(counts)]
         slots = np.concatenate([np.zeros(0, np.int64), *rows])
-        args |= {"cmp_kv": filled_cache(rng, num_blocks, block_rows, head_dim, slots), "block_table": entry_table}
+        entries = filled_cache(rng, num_blocks, block_rows, head_dim, slots)
+        for i, (count, end) in enumerate(zip(counts, drafted.ends(), strict=True)):
+            entries.reshape(-1, head_dim)[entry_slots(entry_table, i, range(count, end // ratio), block_rows)] = STALE
+        args |= {"cmp_kv": entries, "block_table": entry_table}
     if ratio and topk is not None:
         args["entries"] = chosen_entries(rng, step.positions, ratio, topk)
     return CaseInputs(args, {"window": window, "ratio": ratio, "scale": scale or head_dim**-0.5})
@@ -72,13 +87,30 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: None if array is None else strided(array) for name, array in made.args.items()}, made.attrs)
 
 
+def far(rng: Rng, cache: str, table: str) -> CaseInputs:
+    return far_away(rng, inputs(rng, Step(((20, 4), (37, 1)), 1)), **{cache: {"tables": (table,)}})
+
+
+def large_keys(rng: Rng) -> CaseInputs:
+    """Keys, which are values, of 1e15 under queries so small that scores are ordinary; all positive, so that no sum cancels."""
+    made = scaled(inputs(rng, Step(((20, 5),))), 1e-15, "q")
+    return changed(made, **{name: np.abs(f32(made.args[name])) * np.float32(1e15) for name in ("win_kv", "cmp_kv")})
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    return changed(inputs(rng, Step(((20, 5),)), scale=small.factor), q=small.draw(rng, 5, 4, 32))
+
+
 CASES = (
     case("csa", "typical", ((0, 40), (37, 5), (90, 1)), heads=8, head_dim=64),
     case("hca", "typical", ((0, 40), (37, 5), (90, 1)), ratio=16, topk=None),
     case("window-alone", "typical", ((0, 40), (37, 5)), ratio=0),
     case("decode-far", "typical", ((1000, 1), (517, 1)), ratio=4, topk=16, window=16),
     case("tokens-0", "boundary", ()),
-    *(case(f"tokens-{n}", "boundary", ((0, n),), window=128, window_block_rows=64, heads=2) for n in (1, 3, 127, 128, 129)),
+    *(
+        case(f"tokens-{n}", "boundary", ((0, n),), window=128, window_block_rows=64, heads=2)
+        for n in (1, 3, 4, 5, 127, 128, 129)
+    ),
     case("at-window-end", "boundary", ((127, 3),), ratio=128, topk=None, window=128, window_block_rows=32, heads=2),
     case("window-1", "boundary", ((0, 6),), window=1),
     case("rows-of-one-block", "boundary", ((9, 7),), window_block_rows=1, block_rows=1),
@@ -90,6 +122,13 @@ CASES = (
     case("poisoned-padding", "hostile", ((6, 3), (0, 4)), 5),
     case("padding-alone", "hostile", (), 2),
     Case("views", "hostile", views),
+    case("stale-rows", "hostile", ((20, 5), (0, 3), (37, 1)), drafts=4),
+    case("stale-rows-all-entries", "hostile", ((20, 5), (0, 3), (37, 1)), 1, topk=None, drafts=9),
+    Case("repeated", "hostile", lambda rng: replace(inputs(rng, Step(((20, 5),), 1)), later=({},))),
+    Case("far-window", "hostile", lambda rng: far(rng, "win_kv", "window_table")),
+    Case("far-entries", "hostile", lambda rng: far(rng, "cmp_kv", "block_table")),
+    Case("large-keys", "hostile", large_keys),
+    *subnormal_cases(subnormals),
 )
 
 

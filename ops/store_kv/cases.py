@@ -3,9 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, i32, nan_rows, normal, strided
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    changed,
+    f32,
+    far_away,
+    i32,
+    nan_rows,
+    normal,
+    strided,
+    subnormal,
+)
 
 NONE = {"rounding": "none", "rope_dim": 0}
 FP8 = {"rounding": "fp8", "rope_dim": 16}
@@ -71,6 +87,22 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(array) for name, array in made.args.items() if array is not None}, FP8)
 
 
+def far(rng: Rng, attrs: dict[str, object]) -> CaseInputs:
+    return far_away(rng, inputs(rng, 20, attrs), cache={"slots": ("slots",)})
+
+
+def rejected(rng: Rng) -> CaseInputs:
+    """Six rows of which the last four were drafts in vain; then five others from the third slot on, and one step more."""
+    made = inputs(rng, 6, NONE)
+    slots = np.concatenate([i32(made.args["slots"]), i32([-1])])
+    second = {"rows": normal(rng, 5, 64), "slots": i32([*slots[2:4], -1, *slots[4:6]])}
+    return replace(made, later=(second, {"rows": normal(rng, 1, 64), "slots": slots[5:6].copy()}))
+
+
+def subnormals(rng: Rng, attrs: dict[str, object]) -> CaseInputs:
+    return changed(inputs(rng, 5, attrs), cache=subnormal(rng, 2, 8, 64), rows=subnormal(rng, 5, 64))
+
+
 CASES = (
     Case("fp8", "typical", lambda rng: inputs(rng, 9, FP8, width=512)),
     Case("hadamard-fp4", "typical", lambda rng: integers(rng, 9)),
@@ -80,7 +112,7 @@ CASES = (
     Case("fp4-b16-e4m3", "typical", lambda rng: inputs(rng, 9, FP4_B16, width=512)),
     Case("tokens-0", "boundary", lambda rng: inputs(rng, 0, FP8)),
     Case("tokens-1", "boundary", lambda rng: inputs(rng, 1, FP8)),
-    Case("tokens-128", "boundary", lambda rng: inputs(rng, 128, NONE)),
+    *(Case(f"tokens-{n}", "boundary", lambda rng, n=n: inputs(rng, n, NONE)) for n in (3, 4, 5, 127, 128)),
     Case("tokens-129", "boundary", lambda rng: inputs(rng, 129, FP8)),
     Case("fp8-partial-group", "boundary", lambda rng: inputs(rng, 3, FP8, width=100)),
     Case("fp4-b16-e4m3-partial-group", "boundary", lambda rng: inputs(rng, 3, FP4_B16, width=100)),
@@ -94,6 +126,11 @@ CASES = (
     Case("fp4-b16-e4m3-wide-groups", "hostile", lambda rng: wide_groups(rng, FP4_B16)),
     Case("fp4-b16-e4m3-magnitudes", "hostile", lambda rng: magnitudes(rng, FP4_B16)),
     Case("views", "hostile", views),
+    Case("far", "hostile", lambda rng: far(rng, NONE)),
+    Case("fp8-far", "hostile", lambda rng: far(rng, FP8)),
+    Case("rejected-drafts", "hostile", rejected),
+    Case("subnormal", "hostile", lambda rng: subnormals(rng, NONE)),
+    Case("fp8-subnormal", "hostile", lambda rng: subnormals(rng, FP8)),
 )
 
 EXPECTED = (

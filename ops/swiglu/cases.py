@@ -7,7 +7,21 @@ import math
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, Rng, f32, nan_rows, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    nan_rows,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 LIMIT, NO_LIMIT = {"limit": 10.0}, {"limit": math.inf}
 
@@ -38,6 +52,11 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(f32(array)) for name, array in inputs(rng, 5).args.items()}, LIMIT)
 
 
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    made = scaled(CaseInputs(inputs(rng, 5).args, NO_LIMIT), small.factor, "up")
+    return changed(made, gate=small.draw(rng, 5, 33))
+
+
 CASES = (
     Case("random", "typical", lambda rng: inputs(rng, 9, dim=256)),
     Case("clamped", "typical", lambda rng: inputs(rng, 9, scale=12.0)),
@@ -49,6 +68,7 @@ CASES = (
     Case("transposed", "hostile", lambda rng: CaseInputs({n: normal(rng, 40, 6).T for n in ("gate", "up")}, LIMIT)),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("views", "hostile", views),
+    *subnormal_cases(subnormals),
 )
 
 EXPECTED = (

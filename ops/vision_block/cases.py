@@ -5,7 +5,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from ascend_dsv4.ops.cases import Array, Case, CaseInputs, ExpectedCase, Rng, f32, normal, strided, token_cases
+from ascend_dsv4.ops.cases import (
+    Array,
+    Case,
+    CaseInputs,
+    ExpectedCase,
+    Rng,
+    Small,
+    changed,
+    f32,
+    normal,
+    scaled,
+    strided,
+    subnormal_cases,
+    token_cases,
+)
 
 
 def inputs(
@@ -46,6 +60,11 @@ def large_scores(rng: Rng) -> CaseInputs:
 def views(rng: Rng) -> CaseInputs:
     made = inputs(rng, 9)
     return CaseInputs({name: strided(f32(array)) for name, array in made.args.items()}, made.attrs)
+
+
+def subnormals(rng: Rng, small: Small) -> CaseInputs:
+    made = scaled(inputs(rng, 7, eps=small.eps), small.gain, "norm1")
+    return changed(made, x=small.draw(rng, 7, 16))
 
 
 def mean_of_values() -> CaseInputs:
@@ -96,6 +115,7 @@ CASES = (
     Case("large", "hostile", lambda rng: inputs(rng, 9, scale=1e15), ("float32",)),
     Case("tiny", "hostile", lambda rng: inputs(rng, 9, scale=1e-12)),
     Case("views", "hostile", views),
+    *subnormal_cases(subnormals),
 )
 
 LN3 = float(np.log(3))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -273,6 +274,31 @@ class TestComparing:
         with pytest.raises(DumpError, match="equal byte for byte"):
             import_msprobe(tmp_path / "dump.json", bench=good)
         assert import_msprobe(tmp_path / "dump.json", bench=good, identical=True).exit_code == 0
+
+    def test_one_tensor_file_under_two_names_is_refused(self, tmp_path: Path) -> None:
+        for name in ("mine", "bench"):
+            write_one(tmp_path / name, task="tensor")
+        output = "dump_tensor_data/Functional.silu.0.forward.output.0.pt"
+        (tmp_path / "mine" / output).unlink()
+        os.link(tmp_path / "bench" / output, tmp_path / "mine" / output)
+        file = tmp_path / "mine" / "dump.json"
+        file.write_text(file.read_text() + " ")
+        source, result = import_msprobe(tmp_path / "mine", bench=tmp_path / "bench").results
+        assert (source.status, result.status, result.reason) == ("pass", "refused", "both names lead to one file")
+
+    @pytest.mark.parametrize(
+        "dtype",
+        [torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.int64, torch.int8, torch.uint8, torch.bool],
+        ids=str,
+    )
+    def test_every_dtype(self, tmp_path: Path, dtype: torch.dtype) -> None:
+        x = torch.tensor([0.0, 1.0, 0.0, 2.0]).to(dtype)
+        for name, order in (("mine", [0, 1, 2, 3]), ("same", [0, 1, 2, 3]), ("bench", [3, 0, 1, 2])):
+            writer = DumpWriter(tmp_path / name)
+            writer.api("Torch.roll", x, 1, returns=x[order])
+            writer.close()
+        assert failed(import_msprobe(tmp_path / "mine", bench=tmp_path / "bench")) == ["Torch.roll.0.forward output.0"]
+        assert import_msprobe(tmp_path / "mine", bench=tmp_path / "same", identical=True).exit_code == 0
 
     def test_zeros_on_both_sides_are_refused(self, tmp_path: Path) -> None:
         for task in ("tensor", "statistics"):

@@ -141,7 +141,7 @@ def _compare(
             if other:
                 theirs.record(bench, other, bench_tensors)
             if record and other:
-                comparison.record(dump, record, other, tensors, bench_tensors)
+                comparison.record(dump, record, bench, other, tensors, bench_tensors)
             else:
                 comparison.unmatched(dump, record, other)
     if not comparison.num_matched:

@@ -67,6 +67,12 @@ def _file_of(dump: Dump, leaf: Leaf) -> Path | None:
         return None
 
 
+def same_tensor_file(dump: Dump, leaf: Leaf, other_dump: Dump, other: Leaf) -> bool:
+    """Whether two leaves that were loaded have their values from one file."""
+    files = _file_of(dump, leaf), _file_of(other_dump, other)
+    return files[0] is not None and files[1] is not None and files[0].samefile(files[1])
+
+
 def _load_npy(file: Path) -> Tensor:
     array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiubc":

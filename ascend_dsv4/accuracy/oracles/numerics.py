@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,12 +54,14 @@ def decode(weight: Array, scale: Array | None, block: tuple[int, int]) -> Array:
     return out
 
 
-def nearest(value: float, grid: list[float]) -> float:
-    """The nearest value of a grid, at most its last; of two equally near, the one of even code."""
-    distance = np.abs(min(abs(value), grid[-1]) - np.array(grid))
-    codes = np.flatnonzero(distance == distance.min())
-    code = codes[0] if len(codes) == 1 or codes[0] % 2 == 0 else codes[1]
-    return math.copysign(grid[code], value)
+def nearest(values: Array, grid: list[float]) -> Array:
+    """The nearest values of a grid, at most its last; of two equally near, the one of even code."""
+    distance = np.abs(np.minimum(np.abs(values), grid[-1])[:, None] - np.array(grid))
+    code = distance.argmin(1)
+    following = np.minimum(code + 1, len(grid) - 1)
+    rows = np.arange(len(code))
+    tied = (distance[rows, code] == distance[rows, following]) & (code % 2 == 1)
+    return np.asarray(np.copysign(np.array(grid)[np.where(tied, following, code)], values))
 
 
 def power_of_two(amax: float, largest: float) -> float:
@@ -68,7 +71,7 @@ def power_of_two(amax: float, largest: float) -> float:
 
 
 def e4m3(amax: float, largest: float) -> float:
-    return nearest(float(np.float32(amax) / np.float32(largest)), E4M3)
+    return float(nearest(np.array([float(np.float32(amax) / np.float32(largest))]), E4M3)[0])
 
 
 def grid_round(
@@ -79,16 +82,22 @@ def grid_round(
     for start in range(0, len(row), group):
         part = row[start : start + group]
         scale = scale_rule(max(np.abs(part).max(), floor), grid[-1])
-        out[start : start + group] = [nearest(value, grid) * scale for value in part / scale]
+        out[start : start + group] = nearest(part / scale, grid) * scale
     return out
+
+
+@cache
+def sylvester(size: int) -> Array:
+    """His matrix of ±1; `size` is a power of two."""
+    if size == 1:
+        return np.ones((1, 1))
+    half = sylvester(size // 2)
+    return np.block([[half, half], [half, -half]])
 
 
 def hadamard(row: Array) -> Array:
     """Sylvester's matrix times a row, over the root of its size."""
-    matrix = np.ones((1, 1))
-    while len(matrix) < len(row):
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    return np.asarray(matrix @ row * len(row) ** -0.5)
+    return np.asarray(sylvester(len(row)) @ row * len(row) ** -0.5)
 
 
 def stored(row: Array, rounding: str, rope_dim: int, dtype: str) -> Array:
