@@ -18,7 +18,8 @@ LENGTHS = (1, 3, 4, 5, 127, 128, 129)
 """Numbers of rows in a call, and of tokens in a request: around the block, group and tile sizes in use."""
 BLOCK_AXES = {"num_blocks", "num_window_blocks", "num_state_slots"}
 """First axes of caches."""
-LARGE, FLOAT32_NORMAL, FLOAT16_NORMAL, FLOAT16_LEAST = 1e10, 2.0**-126, 2.0**-14, 2.0**-24
+LARGE, FLOAT32_NORMAL = 1e10, 2.0**-126
+HALF_LARGE, FLOAT16_LARGEST, FLOAT16_NORMAL, FLOAT16_LEAST = 1e4, 65504.0, 2.0**-14, 2.0**-24
 MAY_BE_MINUS_ONE = {
     "slots", "positions", "req_idx", "entries", "candidates", "at", "row_of", "patch_ids", ("adjust_logits", "rows"),
     ("moe_dispatch", "ids"),
@@ -43,7 +44,8 @@ def required(spec: OpSpec) -> frozenset[str]:
     if floats and spec.name != "step_metadata":
         found |= {"large", "subnormal"}
     if any(dtype == "float16" for _, dtype in spec.tol) and any("float16" in spec.args[name].dtype for name in floats):
-        found.add("half subnormal")
+        moves = all(tolerance.abs == tolerance.rel == 0 for tolerance in spec.tol.values())
+        found |= {"half subnormal"} if moves else {"half subnormal", "half large"}
     if "req_idx" in spec.args:
         found |= {"NaN in padding"} | {f"length {count}" for count in LENGTHS}
     elif _row_floats(spec) and spec.name not in WHOLE_CALL | NAN_SPEAKS:
@@ -92,7 +94,7 @@ def shown(spec: OpSpec, case: Case, inputs: CaseInputs) -> set[str]:
     found |= {f"offset view {name}" for name, array in args.items() if is_offset_view(array)}
     found |= {f"-1 in {name}" for name, array in args.items() if array.dtype == np.int32 and (array == -1).any()}
     found |= {f"far {name}" for name in inputs.far if is_far(spec, inputs, name)}
-    found |= _magnitudes(case, args)
+    found |= _magnitudes(spec, case, args)
     found |= _poison(spec, args)
     if "req_idx" in args:
         found |= _lengths(inputs, args)
@@ -131,16 +133,17 @@ def is_far(spec: OpSpec, inputs: CaseInputs, name: str) -> bool:
     return bool((offsets >= 2**31).all() and (offsets * item_bytes >= 2**32).all() and fits and pointed and used and apart)
 
 
-def _magnitudes(case: Case, args: Mapping[str, Array]) -> set[str]:
+def _magnitudes(spec: OpSpec, case: Case, args: Mapping[str, Array]) -> set[str]:
     found = set()
-    for array in args.values():
+    for name, array in args.items():
         if array.dtype.kind != "f":
             continue
         size = np.abs(array[np.isfinite(array)]).astype(np.float64)
         found |= {"large"} if (size >= LARGE).any() else set()
         found |= {"subnormal"} if ((size > 0) & (size < FLOAT32_NORMAL)).any() else set()
-        if "float16" in case.dtypes and ((size >= FLOAT16_LEAST) & (size < FLOAT16_NORMAL)).any():
-            found.add("half subnormal")
+        if "float16" in case.dtypes and "float16" in spec.args[name].dtype:
+            found |= {"half subnormal"} if ((size >= FLOAT16_LEAST) & (size < FLOAT16_NORMAL)).any() else set()
+            found |= {"half large"} if HALF_LARGE <= size.max(initial=0) <= FLOAT16_LARGEST else set()
     return found
 
 

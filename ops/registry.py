@@ -4,7 +4,11 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any, TypeVar
 
 from ascend_dsv4.errors import UnsupportedError
@@ -46,11 +50,15 @@ def get_spec(name: str) -> OpSpec:
 
 
 def get_implementation(name: str, implementation: str) -> Implementation:
-    """One implementation, imported on demand. "module:function" names anybody's own."""
+    """One implementation, imported on demand. "module:function" or "path/file.py:function" names anybody's own.
+
+    Raises UnsupportedError for an unknown name; ImportError or AttributeError for a module or function that is not there.
+    """
     spec = get_spec(name)
     if ":" in implementation:
-        module, _, function = implementation.partition(":")
-        return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+        module, _, function = implementation.rpartition(":")
+        source = _load_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
+        return getattr(source, function)  # type: ignore[no-any-return]
     if implementation not in IMPLEMENTATION_MODULES:
         raise UnsupportedError(
             f"operator {name!r}: unknown implementation {implementation!r}; known: {', '.join(IMPLEMENTATION_MODULES)}, "
@@ -58,6 +66,18 @@ def get_implementation(name: str, implementation: str) -> Implementation:
         )
     importlib.import_module(f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}")
     return _IMPLEMENTATIONS[spec.name, implementation]
+
+
+@cache
+def _load_file(path: Path) -> ModuleType:
+    """A Python file as a module; it can import its neighbours' names only from where Python looks for modules anyway."""
+    if not path.is_file():
+        raise ImportError(f"there is no file {path}")
+    found = importlib.util.spec_from_file_location(path.stem, path)
+    assert found is not None and found.loader is not None
+    module = importlib.util.module_from_spec(found)
+    found.loader.exec_module(module)
+    return module
 
 
 IMPLEMENTATION_MODULES: Mapping[str, str] = {"reference": "reference"}

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
@@ -58,12 +59,13 @@ class LockstepRunner(ModelRunner):
         ]  # fmt: skip
         self._mtp, self._dspark = [], []
         self._overrides = tuple(overrides)
-        self._watch = watch
+        self._watch = None  # what a runner lets look into its steps; nodes are shown to _sees
+        self._sees = watch
         self._take = take
         self.clock = Clock()
         self._compile(None)
 
-    def _compile(self, observer: Callable[[int | str], Observer] | None) -> None:
+    def _compile(self, observer: Callable[[int | str], Observer | None] | None) -> None:
         def compiled(
             name: str, layer: int | None, graph: Callable[[ModelRunner], Graph], weights: Callable[[ModelRunner], Any],
             caches: Mapping[str, Pair],
@@ -73,7 +75,7 @@ class LockstepRunner(ModelRunner):
                 named = {f"w.{path}" if path else "w": tensor for path, tensor in leaves(weights(side)).items()}
                 constants.append(named | {f"caches.{name}": getattr(pair, half) for name, pair in caches.items()})
             graphs = graph(self.sides[0]), graph(self.sides[1])
-            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._watch,
+            return LockstepPlan(self.lockstep, name, layer, graphs, (constants[0], constants[1]), self._overrides, self._sees,
                                 self.clock)  # fmt: skip
 
         self._tables = compiled("step_tables", None, lambda r: r.graphs.step_tables, lambda r: r.weights.rotary, {})
@@ -104,15 +106,15 @@ def _layer_weights(layer: int, runner: ModelRunner) -> Any:
 
 def node_names(runner: ModelRunner) -> list[str]:
     """Every operator call of the model in order, as layer3/hc_pre.0."""
-    graphs = runner.graphs
-    named = {"step_tables": graphs.step_tables, "embed": graphs.embed}
-    named |= {f"layer{i}": graphs.layers[spec] for i, spec in enumerate(layer_specs(runner.config))} | {"head": graphs.head}
+    places = runner.graphs.by_place(runner.config)
+    named = {f"layer{place}" if isinstance(place, int) else place: graph for place, graph in places.items()}
     return [f"{name}/{label(node)}" for name, graph in named.items() for node in graph.nodes if node.op not in BUILTINS]
 
 
 def check_comparable(reference: ModelRunner, candidate: ModelRunner, overrides: Sequence[Override] = ()) -> None:
     """Raises ConfigError for two models that cannot be compared, or two sides that compute the very same thing."""
-    if reference.config != candidate.config or reference.plan.num_blocks != candidate.plan.num_blocks:
+    plans = [replace(side.plan, layers=()) for side in (reference, candidate)]
+    if reference.config != candidate.config or plans[0] != plans[1]:
         raise ConfigError(
             "compare model: the sides have different models or cache sizes, expected one checkpoint and equal max_model_len, "
             "max_num_seqs, max_num_batched_tokens and block sizes, because both walk through the same tokens and blocks. Open "

@@ -49,7 +49,7 @@ WITNESSES: Mapping[str, str] = {
     "same-memory": "vacuity/two-names-for-one-tensor",
     "limit": "vacuity/infinite-tolerance",
     "constant": "vacuity/all-zero",
-    "nonfinite": "sparse_attention/padding-is-nan",
+    "nonfinite": "adjust_logits/mask-by-product",
     "elements": "moe_dispatch/counts-exclusive",
     "angle": "hc_collapse/six-bits-in-bfloat16",
     "names": "rms_norm/second-output",

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
 from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.figures import Array
 from ascend_dsv4.accuracy.matrix import Selection, compare_ops
+from ascend_dsv4.accuracy.msprobe.importing import import_msprobe
 from ascend_dsv4.accuracy.results import OutputResult, Report
-from ascend_dsv4.errors import ConfigError
+from ascend_dsv4.errors import ConfigError, DumpError
 from ascend_dsv4.ops.compare import compare, compare_sets
 from ascend_dsv4.ops.spec import Tolerance
 
@@ -36,6 +41,7 @@ LIMIT = Tolerance(1e-3, 1e-3, 1e-6)
 VALUES = np.linspace(-2, 2, 64).astype(np.float32)
 NEAR = (VALUES * np.float32(1 + 1e-4)).astype(np.float32)
 ZEROS = np.zeros(64, dtype=np.float32)
+GELU = "Functional.gelu.0.forward"
 
 
 def arrays(actual: Array, expected: Array, tolerance: Tolerance = LIMIT) -> Callable[[Collection[str]], Answer]:
@@ -75,6 +81,30 @@ def report(*results: OutputResult) -> Callable[[Collection[str]], Answer]:
     """What a run with these results says in the end."""
     made = Report("", "", environment(), "tolerance", results=results)
     return lambda without: _of_report(made)
+
+
+def dumps(actual: Mapping[str, float], expected: Mapping[str, float]) -> Callable[[Collection[str]], Answer]:
+    """A comparison of two msprobe dumps of statistics: record name → factor of the numbers in it."""
+
+    def answer(without: Collection[str]) -> Answer:
+        with TemporaryDirectory() as folder:
+            files = []
+            for name, records in (("actual", actual), ("expected", expected)):
+                data = {record: {"input_args": [], "output": [_statistics(factor)]} for record, factor in records.items()}
+                files.append(Path(folder) / name / "dump.json")
+                files[-1].parent.mkdir()
+                files[-1].write_text(json.dumps({"task": "statistics", "level": "L1", "dump_data_dir": name, "data": data}))
+            try:
+                return _of_report(import_msprobe(*files))
+            except DumpError:
+                return math.inf, "dump"
+
+    return answer
+
+
+def _statistics(factor: float) -> dict[str, Any]:
+    figures = {"Max": 2 * factor, "Min": -2 * factor, "Mean": factor / 4, "Norm": 8 * factor}
+    return {"type": "torch.Tensor", "dtype": "torch.float32", "shape": [4, 16], **figures, "requires_grad": False}
 
 
 def _of_report(made: Report) -> Answer:
@@ -135,6 +165,15 @@ PROBES = (
     Probe(
         "no-elements-in-the-case", "A run of a single case, which has no tokens.",
         run(ops=("gelu",), cases=("tokens-1",)), run(ops=("gelu",), cases=("tokens-0",)),
+    ),
+    Probe(
+        "all-zero-dumps", "Two dumps whose tensors are zero throughout.",
+        dumps({GELU: 1 + 1e-7}, {GELU: 1.0}), dumps({GELU: 0.0}, {GELU: 0.0}),
+    ),
+    Probe("empty-dumps", "Two dumps without a record.", dumps({GELU: 1 + 1e-7}, {GELU: 1.0}), dumps({}, {})),
+    Probe(
+        "unmatched-names", "A record of one dump that has no partner in the other.",
+        dumps({GELU: 1 + 1e-7}, {GELU: 1.0}), dumps({GELU: 1 + 1e-7, "Functional.silu.0.forward": 1.0}, {GELU: 1.0}),
     ),
     Probe(
         "its-own-measure", "An implementation measured by its own errors.",

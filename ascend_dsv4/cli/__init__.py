@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from ascend_dsv4 import __version__
-from ascend_dsv4.cli import bench, chat, check, convert, demo, generate, serve
+from ascend_dsv4.cli import bench, chat, check, compare, convert, demo, generate, serve
 from ascend_dsv4.errors import AscendDsv4Error
 
 FAILED, BROKEN_PIPE, INTERRUPTED = 2, 141, 130
@@ -29,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"ascend-dsv4 {__version__}")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for module in (serve, generate, chat, bench, check, convert, demo):
+    for module in (serve, generate, chat, bench, check, compare, convert, demo):
         module.add_parser(commands)
     return parser
 

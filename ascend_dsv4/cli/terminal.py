@@ -6,9 +6,12 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 _DIM, _CYAN, _PLAIN = "\x1b[2m", "\x1b[36m", "\x1b[0m"
@@ -85,6 +88,23 @@ def print_error(message: str) -> None:
 def print_json(content: Any) -> None:
     """A JSON document on stdout."""
     print(json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextmanager
+def progress(total: int | None = None) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal's stderr, elsewhere nothing. Yields what is told each of `total` steps before it begins."""
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), *((BarColumn(),) if total else ()), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        begun = 0
+
+        def advance(what: str) -> None:
+            nonlocal begun
+            bar.update(task, description=printable(what), completed=begun)
+            begun += 1
+
+        yield advance
 
 
 def _print_line(text: Text) -> None:

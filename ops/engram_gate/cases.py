@@ -16,6 +16,7 @@ from ascend_dsv4.ops.cases import (
     i32,
     nan_rows,
     normal,
+    scaled,
     strided,
     subnormal_cases,
     token_cases,
@@ -81,6 +82,7 @@ CASES = (
     Case("extremes", "hostile", extremes),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("poisoned-images", "hostile", poisoned_images),
+    Case("half-large", "hostile", lambda rng: scaled(inputs(rng, 5), 1e4, "streams"), ("float16",)),
     Case("views", "hostile", views),
     *subnormal_cases(lambda rng, small: changed(inputs(rng, 5, images=False), streams=small.draw(rng, 5, 4, 24))),
 )

@@ -113,9 +113,10 @@ CASES = (
     Case("unused-rows", "hostile", lambda rng: inputs(rng, [3, 0, 2], unused=7)),
     Case("nothing-used", "hostile", lambda rng: inputs(rng, [0, 0], unused=4)),
     Case("tight-clamp", "hostile", lambda rng: inputs(rng, [6, 6], limit=0.05)),
+    Case("half-large", "hostile", lambda rng: scaled(inputs(rng, [2, 3]), 1e4, "rows"), ("float16",)),
     Case("views", "hostile", views),
-    Case("fp4-views", "hostile", lambda rng: all_strided(fp4(rng))),
-    Case("fp8-views", "hostile", lambda rng: all_strided(fp8(rng))),
+    Case("views-fp4", "hostile", lambda rng: all_strided(fp4(rng))),
+    Case("views-fp8", "hostile", lambda rng: all_strided(fp8(rng))),
     Case("large", "hostile", lambda rng: scaled(inputs(rng, [2, 3]), 1e30, "rows")),
     *subnormal_cases(subnormals),
 )

@@ -34,6 +34,7 @@ CASES = (
     Case("transposed", "hostile", lambda rng: CaseInputs({"x": normal(rng, 40, 6).T})),
     Case("poisoned-padding", "hostile", lambda rng: CaseInputs({"x": nan_rows(normal(rng, 5, 33), [1, 4])})),
     *subnormal_cases(lambda rng, small: CaseInputs({"x": small.draw(rng, 5, 33)}), ("float32",)),
+    Case("half-large", "hostile", lambda rng: inputs(rng, 5, scale=1e4), ("float16",)),
     Case("view", "hostile", lambda rng: CaseInputs({"x": strided(normal(rng, 6, 40))})),
 )
 

@@ -59,10 +59,10 @@ def subnormals(rng: Rng, small: Small) -> CaseInputs:
     return changed(scaled(plain(rng, 5), small.factor, "weight"), x=small.draw(rng, 5, 4, 32))
 
 
-def large(rng: Rng) -> CaseInputs:
+def large(rng: Rng, factor: float = 1e30) -> CaseInputs:
     """All positive: a sum that cancels has no digits left to compare."""
     made = plain(rng, 4)
-    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), 1e30, "x")
+    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), factor, "x")
 
 
 def poisoned_padding(rng: Rng) -> CaseInputs:
@@ -81,6 +81,7 @@ CASES = (
     Case("fp8-views", "hostile", lambda rng: all_strided(fp8(rng))),
     Case("fp4-views", "hostile", lambda rng: all_strided(fp4(rng))),
     Case("large", "hostile", large),
+    Case("half-large", "hostile", lambda rng: scaled(large(rng, 1e4), 0.1, "weight"), ("float16",)),
     *subnormal_cases(subnormals),
     Case("poisoned-padding", "hostile", poisoned_padding),
 )

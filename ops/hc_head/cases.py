@@ -63,6 +63,7 @@ CASES = (
     *token_cases(inputs),
     Case("two-streams", "boundary", lambda rng: inputs(rng, 5, hc_mult=2)),
     Case("poisoned-padding", "hostile", poisoned_padding),
+    Case("half-large", "hostile", lambda rng: scaled(large(rng), 5e-12, "streams"), ("float16",)),
     Case("views", "hostile", views),
     Case("large", "hostile", large),
     *subnormal_cases(subnormals, ("float32",)),

@@ -61,6 +61,12 @@ CASES = (
     Case("one-stream", "boundary", lambda rng: inputs(rng, 5, hc_mult=1)),
     Case("large", "hostile", large),
     Case("poisoned-padding", "hostile", poisoned_padding),
+    Case(
+        "half-large",
+        "hostile",
+        lambda rng: scaled(scaled(large(rng), 1e-26, "x", "streams"), 0.1, "post", "comb"),
+        ("float16",),
+    ),
     Case("views", "hostile", views),
     *subnormal_cases(subnormals),
 )

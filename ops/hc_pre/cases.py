@@ -88,6 +88,7 @@ CASES = (
     Case("large", "hostile", large),
     Case("tiny", "hostile", lambda rng: inputs(rng, 3, scale=1e-12)),
     Case("poisoned-padding", "hostile", poisoned_padding),
+    Case("half-large", "hostile", lambda rng: scaled(large(rng), 5e-12, "streams"), ("float16",)),
     Case("views", "hostile", views),
     *subnormal_cases(subnormals),
 )

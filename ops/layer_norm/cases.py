@@ -61,6 +61,7 @@ CASES = (
     Case("large", "hostile", lambda rng: inputs(rng, 4, scale=1e17)),
     Case("tiny", "hostile", lambda rng: inputs(rng, 4, scale=1e-20)),
     Case("poisoned-padding", "hostile", lambda rng: of(rng, nan_rows(normal(rng, 7, 48), [1, 5, 6]))),
+    Case("half-large", "hostile", lambda rng: inputs(rng, 4, scale=1e4), ("float16",)),
     Case("views", "hostile", views),
     *subnormal_cases(subnormals),
     Case("transposed", "hostile", lambda rng: of(rng, normal(rng, 40, 6).T)),

@@ -74,11 +74,10 @@ def poisoned_padding(rng: Rng) -> CaseInputs:
     return CaseInputs({**made.args, "x": nan_rows(f32(made.args["x"]), [0, 3, 19])}, made.attrs)
 
 
-def large(rng: Rng) -> CaseInputs:
+def large(rng: Rng, factor: float = 1e30) -> CaseInputs:
     """All positive: a sum that cancels has no digits left to compare."""
     made = plain(rng, 4)
-    args = {"x": np.abs(f32(made.args["x"])) * np.float32(1e30), "weight": np.abs(f32(made.args["weight"])), "scale": None}
-    return CaseInputs(args, made.attrs)
+    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), factor, "x")
 
 
 def subnormals(rng: Rng, small: Small) -> CaseInputs:
@@ -105,6 +104,7 @@ CASES = (
     *subnormal_cases(subnormals),
     Case("poisoned-padding", "hostile", poisoned_padding),
     Case("large", "hostile", large),
+    Case("half-large", "hostile", lambda rng: scaled(large(rng, 1e4), 0.1, "weight"), ("float16",)),
 )
 
 EXPECTED = (

@@ -48,10 +48,10 @@ def views(rng: Rng) -> CaseInputs:
     return CaseInputs({name: strided(f32(array)) for name, array in made.args.items()}, made.attrs)
 
 
-def large(rng: Rng) -> CaseInputs:
+def large(rng: Rng, factor: float = 1e30) -> CaseInputs:
     """All positive: a sum that cancels has no digits left to compare."""
     made = inputs(rng, 4)
-    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), 1e30, "x", "bias")
+    return scaled(changed(made, **{name: np.abs(f32(made.args[name])) for name in ("x", "weight")}), factor, "x", "bias")
 
 
 def subnormals(rng: Rng, small: Small) -> CaseInputs:
@@ -66,6 +66,7 @@ CASES = (
     Case("one-output", "boundary", lambda rng: inputs(rng, 17, 33, 1)),
     Case("views", "hostile", views),
     Case("large", "hostile", large),
+    Case("half-large", "hostile", lambda rng: scaled(large(rng, 1e4), 0.1, "weight"), ("float16",)),
     *subnormal_cases(subnormals),
     Case("poisoned-padding", "hostile", poisoned_padding),
 )

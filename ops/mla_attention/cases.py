@@ -103,6 +103,7 @@ CASES = (
     Case("nothing-chosen", "hostile", nothing_chosen),
     case("poisoned-padding", "hostile", ((6, 3), (0, 4)), 5),
     case("padding-alone", "hostile", (), 2),
+    Case("half-large", "hostile", lambda rng: scaled(inputs(rng, Step(((20, 5),)), scale=1e-5), 1e4, "q"), ("float16",)),
     Case("views", "hostile", views),
     case("stale-rows", "hostile", ((20, 5), (0, 3), (37, 1)), drafts=4),
     case("stale-rows-all", "hostile", ((20, 5), (0, 3), (37, 1)), 1, topk=None, drafts=7),

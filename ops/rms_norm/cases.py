@@ -53,6 +53,7 @@ CASES = (
     Case("large", "hostile", lambda rng: inputs(rng, 4, scale=1e17)),
     Case("tiny", "hostile", lambda rng: inputs(rng, 4, scale=1e-20)),
     Case("poisoned-padding", "hostile", poisoned_padding),
+    Case("half-large", "hostile", lambda rng: scaled(inputs(rng, 5), 1e4, "x"), ("float16",)),
     *subnormal_cases(subnormals),
     Case(
         "view", "hostile", lambda rng: CaseInputs({"x": strided(normal(rng, 6, 40)), "weight": strided(normal(rng, 40))}, EPS)

@@ -72,6 +72,7 @@ CASES = (
     Case("in-the-middle", "boundary", lambda rng: inputs(rng, 3, 2, start=5)),
     Case("halves-in-the-middle", "boundary", lambda rng: inputs(rng, 3, 2, start=5, layout="halves")),
     Case("halves-one-pair", "boundary", lambda rng: inputs(rng, 3, 2, head_dim=3, half=1, layout="halves")),
+    Case("half-large", "hostile", lambda rng: scaled(inputs(rng, 4, 2), 1e4, "x"), ("float16",)),
     Case("views", "hostile", lambda rng: views(rng, "adjacent")),
     Case("large", "hostile", large),
     *subnormal_cases(subnormals),

@@ -67,6 +67,7 @@ CASES = (
     Case("far-without-limit", "hostile", without_limit),
     Case("transposed", "hostile", lambda rng: CaseInputs({n: normal(rng, 40, 6).T for n in ("gate", "up")}, LIMIT)),
     Case("poisoned-padding", "hostile", poisoned_padding),
+    Case("half-large", "hostile", lambda rng: inputs(rng, 5, scale=1e4), ("float16",)),
     Case("views", "hostile", views),
     *subnormal_cases(subnormals),
 )

@@ -114,6 +114,7 @@ CASES = (
     Case("large-scores", "hostile", large_scores, ("float32",)),
     Case("large", "hostile", lambda rng: inputs(rng, 9, scale=1e15), ("float32",)),
     Case("tiny", "hostile", lambda rng: inputs(rng, 9, scale=1e-12)),
+    Case("half-large", "hostile", lambda rng: scaled(inputs(rng, 9), 1e4, "x"), ("float16",)),
     Case("views", "hostile", views),
     *subnormal_cases(subnormals),
 )

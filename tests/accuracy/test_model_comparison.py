@@ -182,6 +182,21 @@ def test_bfloat16_introduces_nothing_beyond_its_tolerances(golden_v4: Path, v4: 
     assert first is not None and (first.layer, first.op) == (3, "hc_post")
 
 
+def test_operators_that_round_in_mid_way_are_held_against_the_same_rounding(golden_v4: Path, v4: LLM, prompt: Prompt) -> None:
+    """A bfloat16 kernel of its own against a float32 model: its golden is the reference in bfloat16, to the last bit here."""
+    other = LLM(golden_v4 / "fp8_fp4", ops="reference", dtype="bfloat16", weights="bf16", kv_cache="bf16", max_model_len=384,
+                max_num_seqs=4, progress=False)  # fmt: skip
+    names = ("expert_mlp", "compress_kv", "index_topk", "store_kv")
+    own = [Override(name, lambda *a, name=name, **k: reference(name)(*a, **k)) for name in names]
+    options: dict[str, Any] = {"greedy_tokens": 1}
+    report = compare_model(v4.runner, other.runner, [prompt], own, **options)
+    ratios = {name: [node.introduced.ratio for node in report.nodes if node.op == name] for name in names}
+    assert all(values and max(values) == 0 for values in ratios.values())
+    wrong = Override("expert_mlp", lambda *a, **k: reference("expert_mlp")(*a, **{**k, "limit": 1.0}), frozenset({3}))
+    first = first_introduced(compare_model(v4.runner, other.runner, [prompt], [wrong], **options).nodes)
+    assert first is not None and (first.layer, first.op) == (3, "expert_mlp")
+
+
 class Elsewhere:
     """A backend that holds its tensors somewhere else: only what the protocol has may be used on them."""
 
@@ -244,17 +259,11 @@ def test_a_thing_is_not_compared_with_itself(golden_v4: Path, v4: LLM, prompt: P
 
 def test_zeros_on_both_sides_are_no_agreement(v4: LLM, prompt: Prompt) -> None:
     """A model whose attention is zero for a reason of its own passes no comparison."""
-    zeroed = {"sparse_attention": lambda *a, **k: torch.zeros_like(a[0])}
-    runner = LockstepRunner(v4.runner, v4.runner, [Override("rope", half_split)])
-    assert runner.sides[0] is v4.runner
-    backend = CpuBackend("reference")
-    backend.bound_ops().functions.update(zeroed)
-    broken = LLM.__new__(LLM)
-    broken.__dict__.update(v4.__dict__)
-    broken.runner = v4.runner.observed(lambda where: lambda *_: None, v4.engine_config)
-    broken.runner.backend = backend
-    report = compare_model(broken.runner, None, [prompt], [Override("rope", lambda *a, **k: reference("rope")(*a, **k))],
-                           greedy_tokens=1)  # fmt: skip
+    broken = v4.runner.observed(lambda where: None, v4.engine_config)
+    broken.backend = CpuBackend("reference")
+    broken.backend.bound_ops().functions["sparse_attention"] = lambda *a, **k: torch.zeros_like(a[0])
+    same = Override("rope", lambda *a, **k: reference("rope")(*a, **k))
+    report = compare_model(broken, None, [prompt], [same], greedy_tokens=1)
     assert {node.state for node in report.nodes} == {"same"}
     assert report.exit_code == 1
     assert "layer0/sparse_attention.0 o" in report.findings[0]

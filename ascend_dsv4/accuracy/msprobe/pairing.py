@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,13 +81,23 @@ def refuse_same(dump: Dump, bench: Dump, identical: bool) -> None:
     identical  two runs that should repeat to the bit: equal content is what is asked for, only the same file is refused
     """
     same = os.path.samefile(dump.file, bench.file)
-    equal = same or dump.file.stat().st_size == bench.file.stat().st_size and dump.file.read_bytes() == bench.file.read_bytes()
-    if same or equal and not identical:
+    equal = same or not identical and _equal_content(dump, bench)
+    if equal:
         hint = "If these are two runs that should repeat bit for bit, say that they may be identical." if not same else ""
         raise DumpError(
             f"refused: {dump.file} and {bench.file} are {'the same file' if same else 'equal byte for byte'}; expected dumps "
             f"of two runs, because a dump never differs from itself. Give the second run's folder as bench. {hint}".rstrip()
         )
+
+
+def _equal_content(dump: Dump, bench: Dump) -> bool:
+    """Whether dump.json and all tensor files are equal byte for byte. Equal statistics alone do not mean equal tensors."""
+    if not filecmp.cmp(dump.file, bench.file, shallow=False):
+        return False
+    names = {leaf.data_name for record in dump.records.values() for leaf in record.leaves}
+    plain = sorted(Path(name).name for name in names if name.isprintable() and Path(name).name)
+    _, different, unreadable = filecmp.cmpfiles(dump.tensor_folder, bench.tensor_folder, plain, shallow=False)
+    return not different and not unreadable
 
 
 @dataclass(frozen=True, slots=True)

@@ -148,6 +148,13 @@ def mask_big_endian(logits: Tensor, rows: Tensor, ids: Tensor, repetition: Tenso
     return adjust_logits(logits, rows, ids, repetition, bias, words)
 
 
+def mask_by_product(logits: Tensor, rows: Tensor, ids: Tensor, repetition: Tensor, bias: Tensor, allowed: Tensor) -> Tensor:
+    """Minus infinity is multiplied by 0 where a token is allowed, which is NaN."""
+    y = adjust_logits(logits, rows, ids, repetition, bias, torch.full_like(allowed, -1))
+    bits = (allowed.unsqueeze(-1) >> torch.arange(32, dtype=torch.int32) & 1).flatten(1)[:, : logits.shape[1]]
+    return y + (1 - bits) * -torch.inf
+
+
 def temperature_ignored(logits: Tensor, temperature: Tensor, *rest: Any) -> Draw:
     """Every row is drawn at temperature 1."""
     return sample(logits, torch.where(temperature > 0, 1.0, temperature), *rest)
@@ -193,6 +200,7 @@ MUTANTS = {
     "logits/through-bfloat16": head_in_bfloat16,
     "adjust_logits/penalty-helps-negative": penalty_helps_negative_logits,
     "adjust_logits/mask-big-endian": mask_big_endian,
+    "adjust_logits/mask-by-product": mask_by_product,
     "sample/temperature-ignored": temperature_ignored,
     "sample/greedy-is-sampled": greedy_is_sampled,
     "sample/min-p-ignored": min_p_ignored,

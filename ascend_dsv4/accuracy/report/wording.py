@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -89,3 +90,10 @@ def write_file(what: str, path: str | Path, text: str) -> None:
         raise ConfigError(
             f"{message} this user may write to, because the comparison is kept there. Name another file."
         ) from error
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises ConfigError for a file that could not be written: told before minutes of work, not after."""
+    folder = Path(path).parent
+    if Path(path).is_dir() or not folder.is_dir() or not os.access(Path(path) if Path(path).exists() else folder, os.W_OK):
+        raise ConfigError(f"{path}: cannot be written; expected a file in a folder that exists. Name another one.")
