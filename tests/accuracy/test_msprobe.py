@@ -90,7 +90,7 @@ class TestRecomputing:
         assert (report.exit_code, failed(report)) == (1, [f"step1/rank1/{SWIGLU}.0.forward output.0"])
         result = by_place(report)[f"step1/rank1/{SWIGLU}.0.forward output.0"]
         assert result.golden == "float64" and result.check == "elements" and result.ratio > 100
-        assert result.command.endswith(f"--names {SWIGLU}.0.forward")
+        assert result.command.endswith(f"--name {SWIGLU}.0.forward")
 
     @pytest.mark.parametrize(
         ("api", "break_it"),
@@ -170,9 +170,11 @@ class TestComparing:
         assert report.exit_code == 1
         place = f"step1/rank1/{SWIGLU}.0.forward"
         assert finding(report, "first divergence").startswith(f"first divergence of 1: {place} output.0")
-        assert all(name.startswith("step1/rank1/") for name in failed(report))
+        assert failed(report) == [f"{place} output.0"]
+        passed_on = by_place(report)["step1/rank1/Functional.linear.2.forward input.0"]
+        assert passed_on.status == "noted" and passed_on.reason.startswith("as the output it comes from")
         later = by_place(report)["step1/rank1/Functional.linear.2.forward output.0"]
-        assert later.status == "fail" and later.reason.startswith("inherited")
+        assert later.status == "noted" and later.reason.startswith("inherited")
         own = by_place(report)[f"{place} output.0"].reason
         assert not own.startswith("inherited")
         assert own.endswith("msprobe: warning, error" if level == "tensor" else "msprobe: pass")
@@ -240,6 +242,18 @@ class TestComparing:
         report = import_msprobe(tmp_path / "mine", bench=tmp_path / "bench")
         assert report.exit_code == 1 and not failed(report)
         assert finding(report, "Torch.exp.0.forward.output.1").startswith("1 of 3 values of the bench have no partner")
+
+    def test_an_input_that_comes_from_nowhere_recorded_fails(self, tmp_path: Path) -> None:
+        for name, off in (("mine", 1.1), ("bench", 1.0)):
+            writer = DumpWriter(tmp_path / name)
+            x = torch.arange(1.0, 5.0)
+            y = writer.api("Torch.exp", x, returns=x.exp() * off)
+            z = writer.api("Torch.mul", y, x * off, returns=y * x)
+            writer.api("Torch.sub", z, 1.0, returns=z - (z.mean() if name == "mine" else 1.0) * 100)
+            writer.close()
+        report = import_msprobe(tmp_path / "mine", bench=tmp_path / "bench")
+        assert failed(report) == ["Torch.exp.0.forward output.0", "Torch.mul.0.forward input.1", "Torch.sub.0.forward output.0"]
+        assert "times theirs" in by_place(report)["Torch.sub.0.forward output.0"].reason
 
     def test_a_missing_step_is_said(self, runs: Path, tmp_path: Path) -> None:
         one = write_run(tmp_path / "one", 1, 2, noise=1e-7)

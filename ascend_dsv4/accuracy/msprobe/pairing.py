@@ -36,6 +36,8 @@ SAME = {
     "Five Thousandths Err Ratio": 1.0,
 }  # fmt: skip
 """Figures of a tensor without NaN against an equal one: weights, mostly, so they are not computed."""
+GROWTH = 10.0
+"""An output's error over its limit, as a multiple of the same of its inputs, from which its call is suspected of its own."""
 Tensors = Mapping[Leaf, Tensor | None]
 _PROCESS = re.compile(r"(?<![^/])(?:proc|pid)\d+(?![^/])")
 
@@ -137,6 +139,8 @@ class Comparison:
     )
     suspects: list[Suspect] = field(default_factory=list)
     """Calls whose inputs agree and whose outputs do not, in order."""
+    wrong: dict[str, set[tuple[float | None, ...]]] = field(default_factory=dict)
+    """Step and rank → statistics of outputs that differ, by which inputs that are one of them are known."""
     num_matched: int = 0
     num_differ: int = 0
     """Outputs beyond the tolerance of their dtype."""
@@ -191,19 +195,26 @@ class Comparison:
         """Tell errors of this call from those of its inputs, and add msprobe's verdicts: by thresholds, and by rules."""
         inputs = [result for leaf, result in results if leaf.role in ("input", "parameters")]
         tainted = any(result.status == "fail" for result in inputs)
-        fresh = {leaf.position: result for leaf, result in results if leaf.role == "output" and result.status == "fail"}
-        if fresh and not tainted:
-            before = max((result.ratio for result in inputs), default=0.0)
-            after = max(result.ratio for result in fresh.values())
-            self.suspects.append(Suspect(dump.where(record.name), ", ".join(fresh), before, after))
+        before = max((result.ratio for result in inputs), default=0.0)
+        different = {leaf.position: result for leaf, result in results if leaf.role == "output" and result.status == "fail"}
+        if different and not tainted:
+            after = max(result.ratio for result in different.values())
+            self.suspects.append(Suspect(dump.where(record.name), ", ".join(different), before, after))
+        wrong = self.wrong.setdefault(dump.label, set())
         for leaf, result in results:
-            if result.status == "fail" and leaf.role == "output":
+            statistics = tuple(leaf.statistics.values())
+            if leaf.position in different:
+                if leaf.statistics.get("Max") is not None:
+                    wrong.add(statistics)
                 self.num_differ += 1
                 if any(verdict.get(leaf.name) == PASS for verdict in verdicts):
                     self.lenient.add(dump.where(leaf.name))
-                said = [verdict[leaf.name] for verdict in verdicts if verdict.get(leaf.name)]
-                reason = f"{'inherited, its inputs differ: ' if tainted else ''}{result.reason}; msprobe: {', '.join(said)}"
-                result = dataclasses.replace(result, reason=reason)
+                said = ", ".join(verdict[leaf.name] for verdict in verdicts if verdict.get(leaf.name))
+                result = dataclasses.replace(result, reason=f"{result.reason}; msprobe: {said}")
+                result = _inherited(result, before) if tainted else result
+            elif result.status == "fail" and leaf.role == "input" and statistics in wrong:
+                reason = f"as the output it comes from: {result.reason}"
+                result = dataclasses.replace(result, status="noted", reason=reason)
             self.results.append(result)
 
     def _pair(
@@ -242,7 +253,7 @@ class Comparison:
         return {
             "op": record.api, "implementation": "dump", "dtype": leaf.dtype or leaf.type, "case": dump.where(record.name),
             "kind": "recorded", "output": leaf.position, "golden": "recorded",
-            "command": f"{self.command} --names {record.name}" if self.command else "",
+            "command": f"{self.command} --name {record.name}" if self.command else "",
         }  # fmt: skip
 
     def findings(self) -> list[str]:
@@ -269,6 +280,14 @@ def _pair_plain(leaf: Leaf, other: Leaf, labels: Mapping[str, Any]) -> OutputRes
         return None
     reason = f"is {leaf.type} {leaf.value!r}, expected {other.type} {other.value!r}"
     return OutputResult(**labels, status="fail", reason=reason[:200], check="value", ratio=math.inf)
+
+
+def _inherited(result: OutputResult, before: float) -> OutputResult:
+    """An output that differs, of a call whose inputs differ too: no verdict on the call, unless the error grew by far."""
+    if math.isfinite(result.ratio) and result.ratio > GROWTH * before:
+        reason = f"its inputs differ, but its error is {result.ratio / before:.2g} times theirs: {result.reason}"
+        return dataclasses.replace(result, reason=reason)
+    return dataclasses.replace(result, status="noted", reason=f"inherited, its inputs differ: {result.reason}")
 
 
 def _with_checksums(result: OutputResult, left: str, right: str) -> OutputResult:
