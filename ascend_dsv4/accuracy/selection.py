@@ -61,13 +61,14 @@ class Selection:
                 "them."
             )
         chosen = {where: graph for where, graph in graphs.items() if self.has_graph(where)}
+        called = sorted({node.op for graph in graphs.values() for node in graph.nodes} - set(BUILTINS))
         for op in sorted(self.ops or ()):
             if not any(node.op == op for graph in chosen.values() for node in graph.nodes):
                 holders = ",".join(str(where) for where, graph in graphs.items() if any(n.op == op for n in graph.nodes))
                 raise ConfigError(
                     f"--capture-ops {op}: no chosen layer calls it, because "
                     + (f"only these do: {holders}. Choose among them with --capture-layers." if holders else
-                       "no graph of this model's steps has it; `generate --dump-graph` prints them. Choose other operators.")
+                       f"no graph of this model's steps has it; they have {', '.join(called)}. Choose among these.")
                 )  # fmt: skip
 
 

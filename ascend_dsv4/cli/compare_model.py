@@ -33,6 +33,8 @@ def run_model(args: argparse.Namespace, engine: EngineConfig, command: str) -> R
 
     overrides = [parse_override(text) for text in args.impl]
     other = candidate_config(engine, args.candidate)
+    if args.bar:
+        _check_bar(engine, other)
     model = model_path(args.model)
     reference = _open(model, engine)
     candidate = None if other == engine else _open(model, other)
@@ -49,6 +51,17 @@ def run_model(args: argparse.Namespace, engine: EngineConfig, command: str) -> R
         sweeps=list(SWEEPS) if "all" in args.sweep else args.sweep,
         command=command,
     )
+
+
+def _check_bar(reference: EngineConfig, candidate: EngineConfig) -> None:
+    """Raises ConfigError for sides that the bar says nothing about."""
+    sides = [(side.dtype, side.cache_rounding) for side in (reference, candidate)]
+    if sides != [("float32", "off"), ("bfloat16", "off")]:
+        raise ConfigError(
+            f"--bar: got {sides[0]} and {sides[1]} as dtype and cache_rounding, expected float32 beside bfloat16, both without "
+            "rounding, because that is what the bar was measured on. Add --cache-rounding off --candidate dtype=bfloat16 "
+            "weights=bf16 kv_cache=bf16."
+        )
 
 
 def candidate_config(engine: EngineConfig, changes: Sequence[str]) -> EngineConfig:
@@ -78,8 +91,7 @@ def _open(model: Path, engine: EngineConfig) -> LLM:
 
 def _prompts(args: argparse.Namespace, llm: LLM) -> list[Prompt]:
     """The prompts of the command line; random tokens if there are none."""
-    from ascend_dsv4.accuracy.bf16_bar import find_bar, runner_fingerprint
-    from ascend_dsv4.accuracy.model_comparison import Prompt
+    from ascend_dsv4.accuracy.model_comparison import Prompt, bar_prompts
 
     prompts = [Prompt(f"ids{i}", _token_ids(text)) for i, text in enumerate(args.token_ids or ())]
     for i, text in enumerate(args.prompt or ()):
@@ -87,13 +99,13 @@ def _prompts(args: argparse.Namespace, llm: LLM) -> list[Prompt]:
             raise ConfigError(f"--prompt: {args.model} has no tokenizer.json, which text needs. Use --token-ids or --random.")
         prompts.append(Prompt(f"text{i}", llm.tokenizer.encode(text)))
     if args.bar:
-        bar = find_bar(runner_fingerprint(llm.runner))
-        if bar is None:
+        measured = bar_prompts(llm.runner)
+        if not measured:
             raise ConfigError(
                 f"--bar: {args.model} is not among the models that the bf16 bar was measured on. Measure it with "
                 "tools/measure_bf16_bar.py, or give other prompts."
             )
-        prompts += [Prompt(prompt.name, prompt.token_ids) for prompt in bar.prompts]
+        prompts += measured
     if args.random is not None or not prompts:
         prompts.append(Prompt("random", _random_tokens(args.random or RANDOM_TOKENS, llm)))
     return prompts

@@ -70,6 +70,10 @@ def run(args: argparse.Namespace) -> int:
 
     model, engine, capture = model_path(args.model), engine_config(args), capture_options(args)
     if args.dump_graph is not None:
+        if capture is not None:
+            raise ConfigError(
+                "--capture: got it with --dump-graph, expected one of them, because printing runs nothing. Leave one out."
+            )
         return _dump_graphs(model, engine, args.dump_graph, as_json=args.json)
     params, images = sampling_params(args), read_images(args)
     prompts = _checked_prompts(_prompts(args), images, model, engine)

@@ -322,6 +322,8 @@ def test_generate_refuses_before_it_loads(golden_v4: Path, tmp_path: Path, capsy
         assert words in " ".join(capsys.readouterr().err.split())
     assert main(["generate", "--model", str(bare), "--token-ids", "5", "--capture-steps", "0"]) == 2
     assert "without --capture" in capsys.readouterr().err
+    assert generate(tmp_path / "c", bare, "--dump-graph") == 2
+    assert "printing runs nothing" in capsys.readouterr().err
     assert not (tmp_path / "c").exists()
 
 
