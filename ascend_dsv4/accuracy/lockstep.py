@@ -22,10 +22,13 @@ from ascend_dsv4.backend.cpu import CpuBackend
 from ascend_dsv4.errors import ConfigError, UnsupportedError
 from ascend_dsv4.graph.ir import BUILTINS, Graph, Node, Value, is_weight
 from ascend_dsv4.ops.library import tensor_type
+from ascend_dsv4.ops.linear.reference import decode_weight
 from ascend_dsv4.ops.registry import BoundOps, get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation
 
 Array = np.ndarray[Any, np.dtype[Any]]
+ORACLE_BYTES = 1 << 26
+"""Weights of a node that its oracle, which works in float64, is given at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +70,15 @@ class Override:
 
 
 def parse_override(text: str) -> Override:
-    """An override as people write it: hc_pre=my_module:my_hc_pre, or hc_pre@3,5=… for two layers alone.
+    """An override as people write it: hc_pre=my_module:my_hc_pre, or hc_pre@3,5=… for two layers alone. A path to a file stands
+    for a module too.
 
     Raises ConfigError for another form, UnsupportedError for an unknown operator or a function that is not there.
     """
     target, equals, path = text.partition("=")
     op, at, layers = target.partition("@")
     numbers = [part.strip() for part in layers.split(",")] if at else []
-    module, _, function = path.partition(":")
+    module, _, function = path.rpartition(":")
     if not (equals and op and module and function and all(number.isdecimal() for number in numbers)):
         raise ConfigError(
             f"override {text!r}: expected op=module:function or op@layer,layer=module:function, because it says which operator "
@@ -268,7 +272,7 @@ class _Step:
     """The reference in the candidate's number format, for an operator that then rounds in mid-way: one format says nothing
     about the other there."""
     by_oracle: bool
-    """Whether that would be the candidate's own function, so that its oracle is asked instead."""
+    """Whether that would be the candidate's own function, so that its oracle is asked instead, if it is not too large."""
     dead: tuple[tuple[str, ...], tuple[str, ...]]
     """Values that nothing reads afterwards."""
 
@@ -313,7 +317,8 @@ class LockstepPlan:
         if rounds and inside:
             narrow = _Call(self._backend.reference, replace(nodes[0], attrs={**nodes[0].attrs, **_dtypes(nodes[1])}))
         theirs = function or self._backend.candidate.bound_ops().functions.get(op)
-        by_oracle = narrow is not None and theirs is self._backend.reference.bound_ops().functions.get(op)
+        own = theirs is self._backend.reference.bound_ops().functions.get(op)
+        by_oracle = narrow is not None and own and _weight_bytes(nodes[0]) <= ORACLE_BYTES
         return _Step(label(nodes[0]), *calls, op not in BUILTINS, rounds, narrow, by_oracle, dead)
 
     @torch.inference_mode()
@@ -470,10 +475,28 @@ def _dtypes(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.attrs.items() if name.endswith("_dtype")}
 
 
+def _weight_bytes(node: Node) -> int:
+    return sum(arg.type.num_bytes() for arg in node.args if isinstance(arg, Value) and is_weight(arg.name))
+
+
+def _decoded(tensors: Mapping[str, Any], block: Sequence[int]) -> dict[str, Any]:
+    """Arguments of `expert_mlp` with plain weights."""
+    plain = dict(tensors)
+    for name in ("w13", "w2"):
+        weights, scale = plain[name], plain[f"{name}_scale"]
+        scales = [None] * len(weights) if scale is None else scale
+        plain[name] = torch.stack([decode_weight(*pair, block, torch.float32) for pair in zip(weights, scales, strict=True)])
+        plain[f"{name}_scale"] = None
+    return plain
+
+
 def _specified(step: _Step, given: Sequence[Tensor | None]) -> dict[str, Array]:
     """What the contract promises of an operator that rounds in mid-way, by its oracle in the candidate's number format."""
     reference, candidate = step.reference.node, step.candidate.node
-    arrays = {name: None if t is None else to_numpy(t) for name, t in zip(get_spec(reference.op).args, given, strict=True)}
+    tensors = dict(zip(get_spec(reference.op).args, given, strict=True))
+    if reference.op == "expert_mlp":  # the oracle decodes code by code, which takes longer than everything else
+        tensors = _decoded(tensors, reference.attrs["block"])
+    arrays = {name: None if t is None else to_numpy(t) for name, t in tensors.items()}
     wide = {name: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for name, a in arrays.items()}
     narrower = [b.type.dtype for a, b in _activations(step.reference, step.candidate) if a.type.dtype != b.type.dtype]
     dtype = next(iter([*_dtypes(candidate).values(), *narrower]))

@@ -86,6 +86,17 @@ def v4(golden_v4: Path) -> LLM:
 
 
 @pytest.fixture(scope="module")
+def v41(golden_v41: Path) -> LLM:
+    return LLM(golden_v41 / "fp8_fp4", ops="reference", weights="fp32", max_model_len=256, max_num_seqs=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def bf16(golden_v4: Path) -> LLM:
+    return LLM(golden_v4 / "fp8_fp4", ops="reference", dtype="bfloat16", weights="bf16", kv_cache="bf16", max_model_len=384,
+               max_num_seqs=4, progress=False)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
 def prompt(golden_v4: Path) -> Prompt:
     return Prompt("len130", load_file(golden_v4 / "logits.safetensors")["len130.input_ids"][:70].tolist())
 
@@ -118,12 +129,11 @@ def test_an_operator_wrong_in_layer_3_is_named(v4: LLM, prompt: Prompt, op: str)
 
 
 @pytest.mark.parametrize("op", ["hc_pre", "sparse_attention", "route"])
-def test_and_in_a_model_of_layers_that_share(golden_v41: Path, op: str) -> None:
-    llm = LLM(golden_v41 / "fp8_fp4", ops="reference", weights="fp32", max_model_len=256, max_num_seqs=1, progress=False)
+def test_and_in_a_model_of_layers_that_share(golden_v41: Path, v41: LLM, op: str) -> None:
     ids = load_file(golden_v41 / "logits.safetensors")["len130.input_ids"][:24].tolist()
     function, output = PLANTED[op]
-    report = compare(llm, Prompt("len130", ids), [Override(op, function, frozenset({3}))])
-    check_planted(report, op, output, llm.config.num_hidden_layers)
+    report = compare(v41, Prompt("len130", ids), [Override(op, function, frozenset({3}))])
+    check_planted(report, op, output, v41.config.num_hidden_layers)
 
 
 def test_a_right_operator_is_not_accused(v4: LLM, prompt: Prompt) -> None:
@@ -166,35 +176,67 @@ def test_an_operator_that_writes_its_arguments_is_named(v4: LLM, prompt: Prompt)
     assert "overwrote x" in first.introduced.reason
 
 
-def test_bfloat16_introduces_nothing_beyond_its_tolerances(golden_v4: Path, v4: LLM, prompt: Prompt) -> None:
+def test_bfloat16_introduces_nothing_beyond_its_tolerances(v4: LLM, bf16: LLM, prompt: Prompt) -> None:
     """Another number format all over: goldens are computed in it, so its own rounding is within every limit."""
-    other = LLM(golden_v4 / "fp8_fp4", ops="reference", dtype="bfloat16", weights="bf16", kv_cache="bf16", max_model_len=384,
-                max_num_seqs=4, progress=False)  # fmt: skip
     short = Prompt("short", prompt.token_ids[:36])
-    report = compare_model(v4.runner, other.runner, [short], greedy_tokens=1)
+    report = compare_model(v4.runner, bf16.runner, [short], greedy_tokens=1)
     assert first_introduced(report.nodes) is None
     assert sum(node.state == "inherited" for node in report.nodes) > len(report.nodes) / 2
     assert max(node.introduced.ratio for node in report.nodes) > 0.1
     assert 0 < report.ends[0].kl_mean < 0.1
     # And one that rounds twice is found among all that rounding.
     wrong = Override("hc_post", lambda *a: reference("hc_post")(*a) * 1.03, frozenset({3}))
-    first = first_introduced(compare_model(v4.runner, other.runner, [short], [wrong], greedy_tokens=1).nodes)
+    first = first_introduced(compare_model(v4.runner, bf16.runner, [short], [wrong], greedy_tokens=1).nodes)
     assert first is not None and (first.layer, first.op) == (3, "hc_post")
 
 
-def test_operators_that_round_in_mid_way_are_held_against_the_same_rounding(golden_v4: Path, v4: LLM, prompt: Prompt) -> None:
+def test_operators_that_round_in_mid_way_are_held_against_the_same_rounding(v4: LLM, bf16: LLM, prompt: Prompt) -> None:
     """A bfloat16 kernel of its own against a float32 model: its golden is the reference in bfloat16, to the last bit here."""
-    other = LLM(golden_v4 / "fp8_fp4", ops="reference", dtype="bfloat16", weights="bf16", kv_cache="bf16", max_model_len=384,
-                max_num_seqs=4, progress=False)  # fmt: skip
+    short = Prompt("short", prompt.token_ids[:36])
     names = ("expert_mlp", "compress_kv", "index_topk", "store_kv")
     own = [Override(name, lambda *a, name=name, **k: reference(name)(*a, **k)) for name in names]
     options: dict[str, Any] = {"greedy_tokens": 1}
-    report = compare_model(v4.runner, other.runner, [prompt], own, **options)
+    report = compare_model(v4.runner, bf16.runner, [short], own, **options)
     ratios = {name: [node.introduced.ratio for node in report.nodes if node.op == name] for name in names}
     assert all(values and max(values) == 0 for values in ratios.values())
     wrong = Override("expert_mlp", lambda *a, **k: reference("expert_mlp")(*a, **{**k, "limit": 1.0}), frozenset({3}))
-    first = first_introduced(compare_model(v4.runner, other.runner, [prompt], [wrong], **options).nodes)
+    first = first_introduced(compare_model(v4.runner, bf16.runner, [short], [wrong], **options).nodes)
     assert first is not None and (first.layer, first.op) == (3, "expert_mlp")
+
+
+def test_a_last_bit_before_the_grid_is_no_error_behind_it(v4: LLM, prompt: Prompt) -> None:
+    """Entries lie on the grids of the released model: a kernel that adds in another order lands on a neighbour now and then."""
+    # Index keys lie on their grid whole; of the others the rotated channels do not, and keep their tolerance.
+    width = 2 * v4.config.index_head_dim
+    noise = 1 + 1e-3 * torch.randn(width)
+    slightly, exactly = _unevenly(noise), reference("compress_kv")
+    override = Override("compress_kv", lambda *a, **k: (slightly if a[2].shape[1] == width else exactly)(*a, **k))
+    report = compare(v4, prompt, [override])
+    caches = [node.introduced for node in report.nodes if (node.op, node.output) == ("compress_kv", "cache")]
+    assert first_introduced(report.nodes) is None
+    assert any(cache.figures.get("code_distance") == 1 and cache.figures["max_abs"] > 1e-2 for cache in caches)
+    half = torch.ones(v4.config.head_dim * 2)
+    half[::2] = 1.1
+    first = first_introduced(compare(v4, prompt, [Override("compress_kv", _unevenly(half), frozenset({3}))]).nodes)
+    assert first is not None and (first.layer, first.op, first.output) == (3, "compress_kv", "cache")
+
+
+def _unevenly(factors: Any) -> Wrong:
+    def call(cache: Any, state: Any, kv: Any, *rest: Any, **attrs: Any) -> None:
+        kept = state.clone()
+        reference("compress_kv")(cache, kept, kv * factors[: kv.shape[1]], *rest, **attrs)
+        reference("compress_kv")(cache.clone(), state, kv, *rest, **attrs)
+
+    return call
+
+
+def test_weights_as_released_in_another_format(golden_v4: Path, prompt: Prompt) -> None:
+    """FP8 and FP4 codes on both sides, activations in two formats."""
+    options: dict[str, Any] = {"ops": "reference", "weights": "released", "max_model_len": 128, "max_num_seqs": 1}
+    sides = [LLM(golden_v4 / "fp8_fp4", dtype=dtype, progress=False, **options) for dtype in ("float32", "bfloat16")]
+    report = compare_model(sides[0].runner, sides[1].runner, [Prompt("p", prompt.token_ids[:20])], greedy_tokens=1)
+    assert first_introduced(report.nodes) is None
+    assert 0 < max(node.introduced.ratio for node in report.nodes if node.op == "expert_mlp") < 1
 
 
 class Elsewhere:
