@@ -143,6 +143,8 @@ class TestTerminal:
         assert sum(command in shown for command in commands) < len(commands) and "--verbose shows all" in shown
         assert all(command in all_shown for command in commands)
         assert "max_abs" in all_shown and "torch" in all_shown
+        listed = all_shown[all_shown.index("\nall outputs\n") :].split("\n\n")[0].splitlines()[3:]
+        assert [line.split()[:4] for line in listed] == [[r.op, r.implementation, r.case, r.dtype] for r in report.results]
 
     def test_model(self) -> None:
         text = printed(model_report())

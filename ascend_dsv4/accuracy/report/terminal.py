@@ -42,13 +42,15 @@ _ASCII = str.maketrans(
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
     """Print the matrix, then what speaks against it, then the verdict.
 
-    verbose  every failure with its figures, all graphs of a model, and the environment; otherwise the first few of each
+    verbose  also every output, every failure with its figures, all graphs of a model, the environment
     """
     with console.capture() as captured:
         _draw_head(console, report, verbose)
         held = matrix(report)
         if held.cells:
             _draw_matrix(console, held)
+        if verbose:
+            _draw_outputs(console, report)
         _draw_errors(console, report)
         _draw_objections(console, report, verbose)
         if report.nodes:
@@ -98,6 +100,20 @@ def _cell_text(cell: Cell | None) -> Text:
         return Text("")
     said = {"error": "error", "refused": "refused"}.get(cell.status) or ratio_text(cell.ratio)
     return Text(f"{MARKS[cell.status]} {said:>7}", _STYLES[cell.status])
+
+
+def _draw_outputs(console: Console, report: Report) -> None:
+    """Every output, one a line, in the order of the comparison."""
+    if not report.results:
+        return
+    _title(console, "all outputs")
+    table = _table("op", "case", "dtype", "output", "golden", "ratio", right=(5,))
+    several = len({result.implementation for result in report.results}) > 1
+    for result in report.results:
+        ratio = Text(f"{MARKS[result.status]} {ratio_text(result.ratio):>7}", _STYLES[result.status])
+        op = f"{result.op} {result.implementation}" if several else result.op
+        _add(table, _name(op), result.case, result.dtype, result.output, result.golden, ratio)
+    _print(console, table)
 
 
 def _draw_errors(console: Console, report: Report) -> None:
