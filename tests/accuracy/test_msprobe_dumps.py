@@ -55,6 +55,8 @@ class TestExamination:
             ([], "holds a list"),
             ({"data": {"Torch.exp.0.forward": 3}}, "record Torch.exp.0.forward is a int"),
             ({"data": {"a.0.forward": {"output": [{"type": "t", "dtype": "int8", "shape": [-1]}]}}}, "shape is"),
+            ({"data": {"a.0.forward": {"output": [{"type": "t", "dtype": "int8", "shape": [10**30]}]}}}, "shape is"),
+            ({"data": {"Torch.\x1b[31mexp.0.forward": {}}}, "is no name"),
             ({"data": {"a.0.forward": {"output": {"type": "t", "dtype": "i", "shape": [], "data_name": 5}}}}, "data_name is 5"),
         ],
     )
