@@ -91,7 +91,7 @@ def cosine_distance(pair: Pair) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One output against one expected array. The worst element is the one furthest beyond, or least within, its tolerance."""
+    """One output against one expected array. The worst element is the one whose error is the most times its limit."""
 
     passed: bool
     reason: str
@@ -137,9 +137,9 @@ def compare(
     pair, ratios = question.pair, question.ratios
     answers = {name: ask(question) for name, ask in VERDICTS.items() if name not in without}
     failed, reason = next(((name, reason) for name, (_, reason) in answers.items() if reason), ("", ""))
-    # Two integers may differ where their float64 difference is 0, so what is over comes first.
-    worst = np.unravel_index(int(np.argmax(np.where(question.over, question.margin, -np.inf) if question.over.any()
-                                           else question.margin)), ratios.shape)  # fmt: skip
+    ratios = np.where(pair.nonfinite_differ, np.inf, ratios)
+    # Of elements without a limit, such as integers, the one that is furthest off.
+    worst = np.unravel_index(int(np.argmax(np.where(ratios == ratios.max(), question.margin, -np.inf))), ratios.shape)
     return Comparison(
         passed=not reason,
         reason=reason,

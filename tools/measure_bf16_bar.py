@@ -193,10 +193,10 @@ def main() -> None:
     parts = []
     for model in models:
         prompts = ",\n   ".join(map(lines, model.pop("prompts")))
-        parts.append(f"  {lines(model)[:-1]},\n   \"prompts\": [\n   {prompts}]}}")
+        parts.append(f'  {lines(model)[:-1]},\n   "prompts": [\n   {prompts}]}}')
         print(f"{model['name']:4s} {model['kl_mean']:.6f} ({model['stand_in_kl_mean']:.6f} stand-in) {model['baseline']}")
     models_text = ",\n".join(parts)
-    args.out.write_text(f"{lines(head)[:-1]},\n \"models\": [\n{models_text}\n ]}}\n", encoding="utf-8")
+    args.out.write_text(f'{lines(head)[:-1]},\n "models": [\n{models_text}\n ]}}\n', encoding="utf-8")
     json.loads(args.out.read_text(encoding="utf-8"))
 
 

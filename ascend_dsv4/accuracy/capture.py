@@ -41,9 +41,7 @@ class Capture:
     one that cannot be written.
     """
 
-    def __init__(
-        self, folder: Path, selection: Selection, about: Mapping[str, Any], implementation: str, limit: int
-    ) -> None:
+    def __init__(self, folder: Path, selection: Selection, about: Mapping[str, Any], implementation: str, limit: int) -> None:
         self.selection = selection
         self.num_steps = 0
         """Steps of the run so far, recorded or not."""

@@ -227,9 +227,7 @@ def _on_grid(result: OutputResult, visit: Visit, context: OutputContext) -> Outp
         ratio = max(ratio, tail.ratio)
     if not ratio <= 1 or not np.isfinite(actual).all():
         return dataclasses.replace(result, figures={**result.figures, **found})
-    return dataclasses.replace(
-        result, status="pass", reason="", check="", ratio=ratio, figures={**result.figures, **found}
-    )
+    return dataclasses.replace(result, status="pass", reason="", check="", ratio=ratio, figures={**result.figures, **found})
 
 
 def _node_result(visit: Visit, shown: Shown, introduced: OutputResult, total: OutputResult, same: bool) -> NodeResult:
@@ -290,18 +288,3 @@ def _elements(visit: Visit, shown: Shown, cut: _Cut) -> list[NodeElement]:
             )
         )
     return found
-
-
-def first_introduced(nodes: Iterable[NodeResult]) -> NodeResult | None:
-    """Where the candidate first errs by itself."""
-    return next((node for node in nodes if node.state == "introduced"), None)
-
-
-def ranked(nodes: Iterable[NodeResult]) -> list[NodeResult]:
-    """Largest introduced error first; each output of a node once, at its worst step."""
-    worst: dict[tuple[str, str, str], NodeResult] = {}
-    for node in nodes:
-        place = (node.graph, node.node, node.output)
-        if place not in worst or node.introduced.ratio > worst[place].introduced.ratio:
-            worst[place] = node
-    return sorted(worst.values(), key=lambda node: (-node.introduced.ratio, node.number))

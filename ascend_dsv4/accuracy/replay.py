@@ -301,9 +301,7 @@ def compute_dtype(recorded: RecordedCall) -> str:
 
 def _rounds(recorded: RecordedCall) -> bool:
     """Whether rounding in mid-operator makes float64 another answer."""
-    is_coarse = recorded.op == "step_metadata" or (
-        recorded.op == "compress_kv" and recorded.attrs["rounding"] != "none"
-    )
+    is_coarse = recorded.op == "step_metadata" or (recorded.op == "compress_kv" and recorded.attrs["rounding"] != "none")
     return is_coarse or (get_spec(recorded.op).rounds_inside and compute_dtype(recorded) != "float32")
 
 

@@ -91,9 +91,7 @@ def _sweep(
     return SweepResult(name, tuple(way.label for way in ways), len(digests), largest, promised)
 
 
-def compute(
-    runner: ModelRunner, prompt: Sequence[int], images: tuple[PlacedRows, ...], way: Way
-) -> NDArray[np.float32]:
+def compute(runner: ModelRunner, prompt: Sequence[int], images: tuple[PlacedRows, ...], way: Way) -> NDArray[np.float32]:
     """Logits of every token of a prompt, float32 [num_tokens, vocab_size]."""
     twin = copy.copy(runner)
     twin.engine = runner.engine.replace(batch_bucket=way.bucket)

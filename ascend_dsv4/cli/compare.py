@@ -43,7 +43,7 @@ def _subcommand(kinds: Any, name: str, text: str, description: str, run: Callabl
     group.add_argument("--receipt", metavar="FILE", type=Path, help="write the same document to a file")
     group.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML")
     group.add_argument("--html", metavar="FILE", type=Path, help="write one page that needs nothing else")
-    group.add_argument("--verbose", action="store_true", help="list what passed, too")
+    group.add_argument("--verbose", action="store_true", help="list every output, and more of everything")
     parser.add_argument(
         "--threads", type=int, default=1, metavar="N", help="threads of torch (default: 1, best for small cases)"
     )
@@ -92,13 +92,13 @@ def _add_ops(kinds: Any) -> None:
         "and with an independent computation that rounds where the contract rounds.",
         _ops,
     )  # fmt: skip
-    parser.add_argument("--op", nargs="+", default=list(OP_NAMES), metavar="OP", help="operators (default: all)")
+    parser.add_argument("--op", nargs="+", action="extend", metavar="OP", help="operators (default: all)")
     parser.add_argument(
-        "--impl", nargs="+", default=["reference"], metavar="NAME",
+        "--impl", nargs="+", action="extend", metavar="NAME",
         help="implementations: a name, module:function or FILE.py:function of one operator (default: reference)",
     )  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=DTYPES, help="compute dtypes (default: all)")
-    parser.add_argument("--case", nargs="+", default=["*"], metavar="PATTERN", help="cases by name, as edge-* (default: all)")
+    parser.add_argument("--dtype", nargs="+", action="extend", choices=DTYPES, help="compute dtypes (default: all)")
+    parser.add_argument("--case", nargs="+", action="extend", metavar="PATTERN", help="cases by name, as edge-* (default: all)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs (default: 0)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds from --seed on (default: 1)")
     parser.add_argument(
@@ -124,10 +124,17 @@ def _ops(args: argparse.Namespace) -> Report:
     from ascend_dsv4.cli.terminal import progress
 
     selection = Selection(
-        args.op, args.impl, args.dtype, args.case, range(args.seed, args.seed + args.seeds), args.standard, args.level,
-        args.baseline, args.recheck,
-    )  # fmt: skip
-    with progress(len(args.op)) as advance:
+        ops=args.op or OP_NAMES,
+        implementations=args.impl or ("reference",),
+        dtypes=args.dtype or DTYPES,
+        cases=args.case or ("*",),
+        seeds=range(args.seed, args.seed + args.seeds),
+        standard=args.standard,
+        level=args.level,
+        baseline=args.baseline,
+        recheck=args.recheck,
+    )
+    with progress(len(selection.ops)) as advance:
         return compare_ops(selection, typed_command(), advance)
 
 
@@ -140,7 +147,7 @@ def _add_selftest(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--mutants", type=Path, metavar="FILE.py", help='mutants of your own: MUTANTS = {"op/name": function}')
     parser.add_argument(
-        "--only", nargs="+", default=["*"], metavar="PATTERN", help="mutants by name, as 'rope/*' (default: all)"
+        "--only", nargs="+", action="extend", metavar="PATTERN", help="mutants by name, as 'rope/*' (default: all)"
     )
     parser.add_argument(
         "--without",
@@ -156,7 +163,9 @@ def _selftest(args: argparse.Namespace) -> Report:
     from ascend_dsv4.cli.terminal import progress
 
     with progress() as advance:
-        return selftest(args.mutants, names=args.only, without=args.without, command=typed_command(), progress=advance)
+        return selftest(
+            args.mutants, names=args.only or ("*",), without=args.without or (), command=typed_command(), progress=advance
+        )
 
 
 def _add_replay(kinds: Any) -> None:
@@ -169,7 +178,7 @@ def _add_replay(kinds: Any) -> None:
     parser.add_argument("capsule", metavar="DIR", help="folder that --capture wrote")
     parser.add_argument("--impl", metavar="NAME", help="another implementation: a name, module:function or FILE.py:function")
     parser.add_argument("--call", type=int, metavar="N", help="the only call to make")
-    parser.add_argument("--op", nargs="+", default=[], metavar="OP", help="the only operators to call")
+    parser.add_argument("--op", nargs="+", action="extend", metavar="OP", help="the only operators to call")
     parser.add_argument(
         "--tolerance", action="store_true", help="judge by the tolerance: on a machine that adds in another order"
     )
@@ -181,7 +190,13 @@ def _replay(args: argparse.Namespace) -> Report:
 
     with progress() as advance:
         return replay(
-            args.capsule, args.impl, args.call, ops=args.op, tolerance=args.tolerance, command=typed_command(), progress=advance
+            args.capsule,
+            args.impl,
+            args.call,
+            ops=args.op or (),
+            tolerance=args.tolerance,
+            command=typed_command(),
+            progress=advance,
         )
 
 
@@ -194,7 +209,9 @@ def _add_msprobe(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument("dump", metavar="DIR", help="a dump.json, or a folder of one rank, step or run")
     parser.add_argument("--bench", metavar="DIR", help="the dump to compare with")
-    parser.add_argument("--name", nargs="+", default=[], metavar="PATTERN", help="records by name, as 'Functional.linear.*'")
+    parser.add_argument(
+        "--name", nargs="+", action="extend", metavar="PATTERN", help="records by name, as 'Functional.linear.*'"
+    )
     parser.add_argument("--standard", default="tolerance", metavar="NAME", help="for stored tensors (default: tolerance)")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="write msprobe's own table; with --bench")
     parser.add_argument(
@@ -206,7 +223,7 @@ def _msprobe(args: argparse.Namespace) -> Report:
     from ascend_dsv4.accuracy.msprobe.importing import import_msprobe
 
     return import_msprobe(
-        args.dump, args.bench, standard=args.standard, names=args.name, csv=args.csv, identical=args.identical
+        args.dump, args.bench, standard=args.standard, names=args.name or (), csv=args.csv, identical=args.identical
     )
 
 
@@ -219,11 +236,11 @@ def _add_model(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder as published")
     parser.add_argument(
-        "--candidate", nargs="+", default=[], metavar="OPTION=VALUE",
+        "--candidate", nargs="+", action="extend", metavar="OPTION=VALUE",
         help="engine options in which the candidate differs: ops=…, dtype=bfloat16, weights=bf16, kv_cache=bf16, backend=…",
     )  # fmt: skip
     parser.add_argument(
-        "--impl", nargs="+", default=[], metavar="OP[@LAYERS]=NAME",
+        "--impl", nargs="+", action="extend", metavar="OP[@LAYERS]=NAME",
         help="operators of the candidate, such as hc_pre@3=my_kernels.py:hc_pre",
     )  # fmt: skip
     prompts = parser.add_argument_group("prompts")
@@ -235,7 +252,7 @@ def _add_model(kinds: Any) -> None:
     prompts.add_argument("--bar", action="store_true", help="the prompts that the bf16 bar of this model was measured on")
     walk = parser.add_argument_group("what is compared")
     walk.add_argument(
-        "--node", nargs="+", default=[], metavar="NODE", help="list the worst elements of nodes, as layer3/hc_pre.0"
+        "--node", nargs="+", action="extend", metavar="NODE", help="list the worst elements of nodes, as layer3/hc_pre.0"
     )
     walk.add_argument("--elements", type=int, default=20, metavar="N", help="how many (default: 20)")
     walk.add_argument(

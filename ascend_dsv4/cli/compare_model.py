@@ -31,8 +31,9 @@ def run_model(args: argparse.Namespace, engine: EngineConfig, command: str) -> R
     from ascend_dsv4.accuracy.model_comparison import WalkOptions, compare_model
     from ascend_dsv4.accuracy.sweeps import SWEEPS
 
-    overrides = [parse_override(text) for text in args.impl]
-    other = candidate_config(engine, args.candidate)
+    overrides = [parse_override(text) for text in args.impl or ()]
+    sweeps = args.sweep or []
+    other = candidate_config(engine, args.candidate or ())
     if args.bar:
         _check_bar(engine, other)
     model = model_path(args.model)
@@ -40,7 +41,7 @@ def run_model(args: argparse.Namespace, engine: EngineConfig, command: str) -> R
     candidate = None if other == engine else _open(model, other)
     prompts = _prompts(args, reference)
     walked = {"first": None, "all": [prompt.name for prompt in prompts], "none": []}[args.walk]
-    walk = WalkOptions(walked, args.chunk_size, args.node, args.elements, args.standard)
+    walk = WalkOptions(walked, args.chunk_size, args.node or (), args.elements, args.standard)
     return compare_model(
         reference.runner,
         None if candidate is None else candidate.runner,
@@ -48,7 +49,7 @@ def run_model(args: argparse.Namespace, engine: EngineConfig, command: str) -> R
         overrides,
         walk=walk,
         greedy_tokens=args.greedy,
-        sweeps=list(SWEEPS) if "all" in args.sweep else args.sweep,
+        sweeps=list(SWEEPS) if "all" in sweeps else sweeps,
         command=command,
     )
 

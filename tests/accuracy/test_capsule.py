@@ -249,9 +249,7 @@ def test_the_limit_ends_a_recording_and_not_the_run(llm: LLM, tmp_path: Path, ca
     assert not (tmp_path / "d").exists()
 
 
-def test_a_full_disk_ends_a_recording_and_not_the_run(
-    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_ends_a_recording_and_not_the_run(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = llm.logits(PROMPT)
 
     def full(*_: Any) -> None:
@@ -278,8 +276,9 @@ def test_what_would_be_empty_is_refused(llm: LLM, tmp_path: Path) -> None:
     for words, options in cases.items():
         with pytest.raises(ConfigError, match=words), llm.capture(tmp_path / "c", **options):  # type: ignore[arg-type]
             raise AssertionError("it began")
-    with pytest.raises(CapsuleError, match=r"nothing was recorded.*steps 7-.*steps 0 to 1"), llm.capture(
-        tmp_path / "c", steps="7-"
+    with (
+        pytest.raises(CapsuleError, match=r"nothing was recorded.*steps 7-.*steps 0 to 1"),
+        llm.capture(tmp_path / "c", steps="7-"),
     ):
         llm.logits(PROMPT)
     (tmp_path / "mine").write_text("x")

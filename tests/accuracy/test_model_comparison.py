@@ -19,7 +19,8 @@ from ascend_dsv4 import LLM
 from ascend_dsv4.accuracy.lockstep import Override, parse_override
 from ascend_dsv4.accuracy.lockstep_runner import LockstepRunner
 from ascend_dsv4.accuracy.model_comparison import Prompt, WalkOptions, compare_model
-from ascend_dsv4.accuracy.node_results import NodeRecorder, first_introduced, ranked
+from ascend_dsv4.accuracy.node_results import NodeRecorder
+from ascend_dsv4.accuracy.report.summary import first_introduced, ranking
 from ascend_dsv4.accuracy.results import NodeResult, Report
 from ascend_dsv4.backend.cpu import CpuBackend
 from ascend_dsv4.engine.engine import Engine
@@ -111,7 +112,7 @@ def check_planted(report: Report, op: str, output: str, num_layers: int) -> None
     assert first is not None
     assert (first.layer, first.op, first.output) == (3, op, output)
     assert {(node.layer, node.op) for node in report.nodes if node.state == "introduced"} == {(3, op)}
-    assert ranked(report.nodes)[0].op == op
+    assert ranking(report.nodes)[0].worst.op == op
     before = [node for node in report.nodes if node.step == 0 and node.number < first.number]
     assert before and {node.state for node in before} == {"same"}
     for layer in range(4, num_layers):

@@ -23,9 +23,7 @@ PRECISION = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfl
 NPY_DTYPES = {"bfloat16": ("float32",), "float8_e4m3fn": ("float32",), "float8_e5m2": ("float32",)}
 """Recorded dtype → what a .npy file holds, which has no such type."""
 TORCH_DTYPES = frozenset(str(value).removeprefix("torch.") for value in vars(torch).values() if isinstance(value, torch.dtype))
-UNDETERMINED_APIS = frozenset(
-    {"empty", "empty_like", "empty_with_format", "empty_strided", "new_empty", "new_empty_strided"}
-)
+UNDETERMINED_APIS = frozenset({"empty", "empty_like", "empty_with_format", "empty_strided", "new_empty", "new_empty_strided"})
 """They return memory as it is."""
 FILLING_APIS = frozenset(
     {"zeros", "zeros_like", "new_zeros", "zero_", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "fill_"}

@@ -166,9 +166,7 @@ def judge_statistics(
     )  # fmt: skip
 
 
-def _ratio(
-    key: str, a: float, e: float, limit: Tolerance, norm: float | None, count: int, precision: float
-) -> float:
+def _ratio(key: str, a: float, e: float, limit: Tolerance, norm: float | None, count: int, precision: float) -> float:
     if a == e or math.isnan(a) and math.isnan(e):
         return 0.0
     if not math.isfinite(a) or not math.isfinite(e):

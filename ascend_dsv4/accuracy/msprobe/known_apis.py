@@ -181,8 +181,16 @@ _SILU = KnownApi(_silu, {"x": REQUIRED, "inplace": False})
 _GELU = KnownApi(_gelu, {"x": REQUIRED, "approximate": "none"})
 _MATMUL = KnownApi(_matmul, {"x": REQUIRED, "other": REQUIRED})
 _EMBEDDING = KnownApi(
-    _embedding, {"ids": REQUIRED, "weight": REQUIRED, "padding_idx": None, "max_norm": None, "norm_type": 2.0,
-                 "scale_grad_by_freq": False, "sparse": False},
+    _embedding,
+    {
+        "ids": REQUIRED,
+        "weight": REQUIRED,
+        "padding_idx": None,
+        "max_norm": None,
+        "norm_type": 2.0,
+        "scale_grad_by_freq": False,
+        "sparse": False,
+    },
 )
 _CONCAT = KnownApi(_concat, {"tensors": REQUIRED, "dim": 0}, ("z",))
 _LAYER_NORM = KnownApi(_layer_norm, _NORM)

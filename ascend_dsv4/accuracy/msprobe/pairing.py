@@ -238,9 +238,7 @@ class Comparison:
             return result, SAME
         if tensor is not None and bench is not None:
             actual, expected = values(tensor), values(bench)
-            result = judge_values(
-                actual, expected, coarsest(dtypes), limit, identity, standard=self.standard, zero=zero
-            )
+            result = judge_values(actual, expected, coarsest(dtypes), limit, identity, standard=self.standard, zero=zero)
             return result, figures(actual, expected) if actual.shape == expected.shape and actual.size else {}
         result = judge_statistics(leaf, other, limit, identity, zero)
         left, right = _checksum(leaf, tensor), _checksum(other, bench)
