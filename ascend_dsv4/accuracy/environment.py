@@ -23,3 +23,8 @@ def environment() -> Mapping[str, str]:
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "threads": str(torch.get_num_threads()),
     }
+
+
+def use_threads(count: int) -> None:
+    """Let torch use so many threads."""
+    torch.set_num_threads(count)

@@ -202,7 +202,7 @@ class MutantResult:
     """Largest metric over limit of the unchanged operator on the same cases."""
     mutant: float
     case: str
-    """Where the mutant's ratio is largest: case, dtype and output."""
+    """Where it was caught first, else where its ratio is largest: case, dtype and output."""
     check: str
     """The check that caught it; empty if none did."""
     caught: bool

@@ -55,9 +55,9 @@ def _reported(compare: Callable[[argparse.Namespace], Report]) -> Callable[[argp
     """Run a comparison, print and write what it found, and return its exit code."""
 
     def run(args: argparse.Namespace) -> int:
-        import torch
         from rich.console import Console
 
+        from ascend_dsv4.accuracy.environment import use_threads
         from ascend_dsv4.accuracy.report import check_writable, print_report, write_junit, write_page, write_receipt
         from ascend_dsv4.cli.terminal import note, print_json
 
@@ -65,7 +65,7 @@ def _reported(compare: Callable[[argparse.Namespace], Report]) -> Callable[[argp
         for path, _ in targets:
             if path is not None:
                 check_writable(path)  # before minutes of work
-        torch.set_num_threads(args.threads)
+        use_threads(args.threads)
         report = compare(args)
         if args.json:
             print_json(report.to_json())

@@ -109,6 +109,10 @@ def statistics(value: Tensor) -> list[Any]:
     """Max, Min, Mean, Norm: mean and norm of floats alone and in their own precision, nothing of an empty tensor."""
     if not value.numel():
         return [None] * 4
+    if value.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
+        return [None] * 4
+    if value.is_complex():
+        return [value.abs().max().item(), value.abs().min().item(), value.abs().mean().item(), None]
     if value.dtype == torch.bool:
         return [bool(value.any()), bool(value.all()), None, None]
     if not value.dim():

@@ -10,9 +10,11 @@ import random
 from ascend_dsv4.accuracy.results import (
     BINS,
     PARTS,
+    BarResult,
     CaseError,
     EndMetrics,
     MutantResult,
+    NodeElement,
     NodeResult,
     OutputResult,
     Report,
@@ -170,6 +172,11 @@ def model_report(layers: int = 8, per_layer: int = 40, steps: int = 3, *, fault:
         SweepResult("batch size", ("1", "2", "7"), 2, 3e-3, True),
         SweepResult("chunk size", ("1", "4", "127", "whole"), 3, 2e-2, False),
     )
+    bars = (
+        BarResult("v4", "transformers 5.23 in bfloat16", 3, 300, 0.0021, 0.0019, 0.00252, "pass"),
+        BarResult("v4 planted", "transformers 5.23 in bfloat16", 3, 300, 0.0021, 0.31, 0.00252, "fail", "0.31 exceeds 0.00252"),
+    )
+    elements = (NodeElement("layer3/hc_pre.1", "out", 0, (5, 17), 5, 0.125, 0.75, 0.12500001, 0.7500002, 9.16, 3, 64),)
     command = "ascend-dsv4 compare model --model demo --candidate native --html report.html"
     return Report(
         "model: reference, native",
@@ -177,6 +184,8 @@ def model_report(layers: int = 8, per_layer: int = 40, steps: int = 3, *, fault:
         ENVIRONMENT,
         "tolerance",
         nodes=tuple(nodes),
+        elements=elements,
+        bars=bars,
         ends=ends,
         sweeps=sweeps,
         seconds=48.2,
@@ -210,11 +219,21 @@ def hostile_report() -> Report:
     refused = dataclasses.replace(worst, status="refused", worst=None)
     node = NodeResult(0, 0, HOSTILE, 3, HOSTILE, HOSTILE, HOSTILE, HOSTILE, HOSTILE, "introduced", worst, worst)
     return Report(
-        HOSTILE, HOSTILE, {HOSTILE: HOSTILE}, HOSTILE, (worst, refused), (CaseError(*[HOSTILE] * 6),), (node,),
-        (EndMetrics(HOSTILE, 1, math.nan, math.inf, 0.5, None, 1, math.inf, math.nan, math.inf),),
-        (SweepResult(HOSTILE, (HOSTILE, HOSTILE), 2, math.inf, True),),
-        (MutantResult(HOSTILE, HOSTILE, HOSTILE, math.nan, math.inf, HOSTILE, "", False),), (HOSTILE,), math.nan,
-    )  # fmt: skip
+        title=HOSTILE,
+        command=HOSTILE,
+        environment={HOSTILE: HOSTILE},
+        standard=HOSTILE,
+        results=(worst, refused),
+        errors=(CaseError(*[HOSTILE] * 6),),
+        nodes=(node,),
+        elements=(NodeElement(HOSTILE, HOSTILE, 0, (0,), None, math.nan, math.inf, 0.0, 0.0, math.inf, 1, 1),),
+        ends=(EndMetrics(HOSTILE, 1, math.nan, math.inf, 0.5, None, 1, math.inf, math.nan, math.inf),),
+        bars=(BarResult(HOSTILE, HOSTILE, 1, 1, math.nan, math.inf, math.nan, "fail", HOSTILE),),
+        sweeps=(SweepResult(HOSTILE, (HOSTILE, HOSTILE), 2, math.inf, True),),
+        mutants=(MutantResult(HOSTILE, HOSTILE, HOSTILE, math.nan, math.inf, HOSTILE, "", False),),
+        findings=(HOSTILE,),
+        seconds=math.nan,
+    )
 
 
 def first_objections(report: Report) -> list[OutputResult]:

@@ -11,6 +11,7 @@ import sys
 import types
 import zipfile
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class TestExamination:
             ([], "holds a list"),
             ({"data": {"Torch.exp.0.forward": 3}}, "record Torch.exp.0.forward is a int"),
             ({"data": {"a.0.forward": {"output": [{"type": "t", "dtype": "int8", "shape": [-1]}]}}}, "shape is"),
+            ({"data": {"a.0.forward": {"output": [{"type": "t", "dtype": "int8", "shape": [10**30]}]}}}, "shape is"),
+            ({"data": {"Torch.\x1b[31mexp.0.forward": {}}}, "is no name"),
             ({"data": {"a.0.forward": {"output": {"type": "t", "dtype": "i", "shape": [], "data_name": 5}}}}, "data_name is 5"),
         ],
     )
@@ -215,6 +218,40 @@ class TestExamination:
         write_one(tmp_path / "dump", torch.zeros(4, 6))
         report = import_msprobe(tmp_path)
         assert report.exit_code == 1 and report.findings[0].startswith("refused: every floating-point output is zero")
+
+
+ODD = (
+    None, True, -1, 7, 10**400, 1e300, math.nan, "", "x", "\x1b[31m", "\ud800", "../x", [], [[]], {}, {"type": "int"},
+    {"type": 3},
+)  # fmt: skip
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every value of a JSON document, without its top."""
+    for key, item in content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ():
+        yield (*path, key)
+        yield from places(item, (*path, key))
+
+
+def test_any_value_may_be_anything(tmp_path: Path) -> None:
+    """Whatever stands anywhere in a dump.json, the answer is a report or a DumpError."""
+    file, content = write_one(tmp_path / "dump")
+    write_one(tmp_path / "bench", torch.randn(4, 6), task="statistics")
+    outcomes = set()
+    for index, path in enumerate(places(content)):
+        for turn in range(2):
+            odd, inner, changed = ODD[(2 * index + turn) % len(ODD)], json.loads(json.dumps(content)), content
+            changed = inner
+            for key in path[:-1]:
+                inner = inner[key]
+            inner[path[-1]] = odd
+            file.write_text(json.dumps(changed))
+            for how in ({}, {"bench": tmp_path / "bench", "csv": tmp_path / "t.csv"}):
+                try:
+                    outcomes.add(import_msprobe(tmp_path / "dump", **how).exit_code)  # type: ignore[arg-type]
+                except DumpError:
+                    outcomes.add("refused")
+    assert outcomes == {0, 1, 2, "refused"}
 
 
 class TestFormat:

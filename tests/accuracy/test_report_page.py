@@ -17,12 +17,9 @@ import pytest
 
 import ascend_dsv4.accuracy.report
 from ascend_dsv4.accuracy.report.page import render_page
-from ascend_dsv4.accuracy.report.summary import selection
-from ascend_dsv4.accuracy.results import (
-    BINS,
-    PARTS,
-    Report,
-)
+from ascend_dsv4.accuracy.report.summary import MARGINS, selection
+from ascend_dsv4.accuracy.results import BINS, PARTS, Report
+from ascend_dsv4.accuracy.selftest import MUTANT_ABOVE, ORIGINAL_BELOW
 from tests.accuracy.reports import EMPTY, OPS, first_objections, hostile_report, model_report, mutants_report, ops_report
 
 
@@ -118,6 +115,7 @@ class TestPage:
     def test_foreign_text_stays_text(self) -> None:
         page = Page(hostile_report())
         assert not page.all("img")
+        assert not set(page.scripts()[0]) & set("<>&"), "also </script followed by a space, and <!--"
         assert "</script><img src=x onerror=alert(1)>&amp;\"'[red]␛[31m␀��" in page.shown()
         assert page.data()["cells"][0]["title"].startswith("</script><img")
         assert not set(page.source) & {"\x1b", "\x00", "\x9b", "\ud800", "\u202e"}
@@ -175,6 +173,7 @@ class TestPage:
         assert len(page.all("path", **{"class": "boundary"})) == 30
         assert {step: len(points) for step, points in page.data()["steps"].items()} == {"0": 324, "1": 324, "2": 324}
         assert "one output" in shown and "2 of 3" in shown and "12 of 32" in shown and "98.30 %" in shown
+        assert "0.31 exceeds 0.00252" in shown and "layer3/hc_pre.1" in shown and "0.7500002" in shown
         clean = Page(model_report(fault=False))
         assert "First introduced divergence: none" in clean.shown() and not clean.all("rect", **{"class": "shade"})
 
@@ -187,6 +186,9 @@ class TestPage:
         page = Page(mutants_report())
         assert len(page.all("svg", **{"class": "margin"})) == 45
         assert "✗" in page.shown() and page.shown().index("logits_mutant_17") < page.shown().index("adjust_logits_mutant_0")
+
+    def test_margins_are_those_of_the_self_test(self) -> None:
+        assert MARGINS == (ORIGINAL_BELOW, MUTANT_ABOVE)
 
     def test_nothing_is_no_pass(self) -> None:
         shown = Page(EMPTY).shown()

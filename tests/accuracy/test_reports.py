@@ -20,6 +20,7 @@ from ascend_dsv4.accuracy.report import print_report, read_receipt, write_junit,
 from ascend_dsv4.accuracy.report.summary import Cell, first_introduced, matrix, ranking, selection
 from ascend_dsv4.accuracy.report.wording import ratio_text
 from ascend_dsv4.accuracy.results import (
+    MutantResult,
     OutputResult,
     Report,
 )
@@ -142,6 +143,8 @@ class TestTerminal:
         assert sum(command in shown for command in commands) < len(commands) and "--verbose shows all" in shown
         assert all(command in all_shown for command in commands)
         assert "max_abs" in all_shown and "torch" in all_shown
+        listed = all_shown[all_shown.index("\nall outputs\n") :].split("\n\n")[0].splitlines()[3:]
+        assert [line.split()[:4] for line in listed] == [[r.op, r.implementation, r.case, r.dtype] for r in report.results]
 
     def test_model(self) -> None:
         text = printed(model_report())
@@ -150,19 +153,38 @@ class TestTerminal:
         assert table[2].split()[:2] == ["layer6", "sparse_attention.2"] and table[2].endswith("introduced")
         assert "plain text" in text and "98.30%" in text and "32/32" in text and "12/32" in text
         assert "✗ 2" in text and "· 3" in text, "a broken promise, and none to break"
+        assert "✗ v4 planted  0.31 of at most 0.00252" in text and "2 bfloat16 bars: 1 exceeded" in text
+        assert "  layer3/hc_pre.1  out        0  [5, 17]   0.125        0.75   9.16    3/64\n" in text
         assert text.endswith("FAIL\n")
 
     def test_mutants(self) -> None:
         text = printed(mutants_report())
         assert text.count("✓") == 44 and "44 of 45 mutants caught" in text
-        assert "✗ no check" in text and "not caught: half-split instead of interleaved RoPE" in text
+        assert (
+            "✗ not caught" in text
+            and "half-split instead of interleaved RoPE" in text
+            and "not caught: no check objects" in text
+        )
+
+    @pytest.mark.parametrize(
+        ("original", "ratio", "check", "said"),
+        [
+            (0.966, 9e8, "elements", "the original is at 0.966, not below 0.5"),
+            (0.1, 1.5, "elements", "at 1.5, not above 2"),
+            (math.nan, math.nan, "", "the original is at NaN, not below 0.5"),
+            (0.1, 0.7, "", "no check objects"),
+        ],
+    )
+    def test_why_a_mutant_does_not_count(self, original: float, ratio: float, check: str, said: str) -> None:
+        mutant = MutantResult("rope/halves", "rope", "rotated by halves", original, ratio, "random float32 y", check, False)
+        assert f"not caught: {said}\n" in printed(dataclasses.replace(EMPTY, mutants=(mutant,)))
 
     def test_refused_is_no_pass(self) -> None:
         (result,) = ops_report(1, 1, faults=False).results[:1]
         text = printed(
             dataclasses.replace(EMPTY, results=(dataclasses.replace(result, status="refused", reason="refused: constant"),))
         )
-        assert "⊘ refused" in text and "✓" not in text and text.endswith("FAIL\n")
+        assert "⊘ refused  adjust_logits  float32" in text and "✓" not in text and text.endswith("FAIL\n")
 
     def test_nothing_is_no_pass(self) -> None:
         assert printed(EMPTY).endswith("nothing was compared\nCOULD NOT RUN\n")
@@ -282,7 +304,8 @@ class TestJUnit:
 
     def test_model_sweeps_mutants(self, tmp_path: Path) -> None:
         suites = {suite.get("name"): suite for suite in junit(model_report(), tmp_path)}
-        assert suites.keys() == {"model", "end metrics", "sweeps"}
+        assert suites.keys() == {"model", "end metrics", "bfloat16 bar", "sweeps"}
+        assert [case.get("name") for case in suites["bfloat16 bar"] if case.find("failure") is not None] == ["v4 planted"]
         wrong = [case.get("name") for case in suites["model"] if case.find("failure") is not None]
         assert wrong == [f"step {step} {graph}" for step in range(3) for graph in ("layer3", "layer6")]
         assert [case.get("name") for case in suites["sweeps"] if case.find("failure") is not None] == ["batch size"]

@@ -42,6 +42,8 @@ DTYPES = {
 """A dtype as PyTorch, MindSpore or numpy spell it, without prefix and in small letters → our name of it."""
 MAX_DEPTH = 400
 """Nesting of a record at which msprobe itself gives up."""
+MAX_SIZE, MAX_AXES = 1 << 40, 64
+"""Of one axis, and how many there may be: far beyond any tensor, and small enough to reckon with."""
 MAX_JSON_BYTES = 4 << 30
 HEADER = ("task", "level", "framework")
 DUMP_FILES = ("dump.json", "debug.json")
@@ -202,7 +204,7 @@ def read_dump(file: Path, label: str = "") -> Dump:
             f"{file}: empty dump: data holds no record, expected at least one. The range of steps, the list of names or the "
             "level left nothing, or stop() came before the model ran: widen them and record again."
         )
-    records = {str(name): _read_record(file, str(name), content) for name, content in data.items()}
+    records = {name: _read_record(file, name, content) for name, content in data.items()}
     task, level, framework = (value if isinstance(value := content.get(key), str) else "" for key in HEADER)
     return Dump(label, file, task, level, framework or "pytorch", records, _read_stacks(file.parent / "stack.json"))
 
@@ -231,6 +233,7 @@ def _read_json(file: Path) -> Mapping[str, Any]:
 
 
 def _read_record(file: Path, name: str, content: Any) -> Record:
+    _check_text(file, name)
     match = _CALL_LAST.fullmatch(name) or _DIRECTION_LAST.fullmatch(name)
     api, call, direction = (match["api"], match["call"], match["direction"]) if match else (name, "", "")
     if not match and name.endswith(".parameters_grad"):
@@ -243,7 +246,8 @@ def _read_record(file: Path, name: str, content: Any) -> Record:
     if direction == "parameters_grad":
         for parameter, gradients in content.items():
             one = gradients[0] if isinstance(gradients, list) and len(gradients) == 1 else gradients
-            leaves += _leaves(file, name, "parameters_grad", one, (str(parameter),))
+            _check_text(file, parameter)
+            leaves += _leaves(file, name, "parameters_grad", one, (parameter,))
     else:
         for section, role in FORWARD_SECTIONS.items():
             leaves += _leaves(file, name, role, content.get(section, []))
@@ -261,7 +265,8 @@ def _leaves(file: Path, record: str, role: str, value: Any, path: tuple[str, ...
         # A point-to-point operation of torch.distributed: a tensor, and what is sent where.
         items = {"tensor": value.get("tensor")} if "class_type" in value else value
         for key, item in items.items():
-            yield from _leaves(file, record, role, item, (*path, str(key)))
+            _check_text(file, key)
+            yield from _leaves(file, record, role, item, (*path, key))
     elif isinstance(value, Mapping):
         yield _leaf(file, record, role, value, path)
     else:
@@ -270,12 +275,15 @@ def _leaves(file: Path, record: str, role: str, value: Any, path: tuple[str, ...
 
 def _leaf(file: Path, record: str, role: str, content: Mapping[str, Any], path: tuple[str, ...]) -> Leaf:
     kind, dtype = content["type"], content.get("dtype")
+    _check_text(file, kind)
     if not isinstance(dtype, str) or "shape" not in content:
         value = content.get("value", content.get("format", content.get("group_ranks")))
         return Leaf(record, role, path, kind, value=value)
+    _check_text(file, dtype)
     shape, data_name = content["shape"], content.get("data_name") or ""
     here = f"{file}: record {record}, {role} {'.'.join(path)}"
-    if not isinstance(shape, list) or not all(isinstance(size, int) and size >= 0 for size in shape):
+    sizes = shape if isinstance(shape, list) and len(shape) <= MAX_AXES else [None]
+    if not all(isinstance(size, int) and 0 <= size <= MAX_SIZE for size in sizes):
         raise DumpError(f"{here}: shape is {_short(shape)}, expected a list of sizes. Is the file damaged?")
     if not isinstance(data_name, str):
         raise DumpError(f"{here}: data_name is {_short(data_name)}, expected the name of a file. Is the file damaged?")
@@ -283,10 +291,16 @@ def _leaf(file: Path, record: str, role: str, content: Mapping[str, Any], path: 
     return Leaf(
         record, role, path, kind, plain_dtype(dtype), dtype, tuple(shape),
         statistics={key: _number(content.get(key)) for key in STATISTICS},
-        checksum=checksum if isinstance(checksum, str) else "",
+        checksum=checksum if isinstance(checksum, str) and checksum.isprintable() else "",
         requires_grad=grad if isinstance(grad, bool) else None,
         data_name=data_name if data_name != "-1" else "",
     )  # fmt: skip
+
+
+def _check_text(file: Path, text: str) -> None:
+    """Names end up in tables and on screens, so one with control characters is refused."""
+    if not text.isprintable():
+        raise DumpError(f"{file}: {_short(text)} is no name: expected printable text, as msprobe writes. Is the file damaged?")
 
 
 def plain_dtype(recorded: str) -> str:
@@ -296,14 +310,12 @@ def plain_dtype(recorded: str) -> str:
 
 def _number(value: Any) -> float | None:
     """A statistic. Those of booleans are booleans; NaN and ∞ are JSON's extension, or texts."""
-    if isinstance(value, bool | int | float):
+    if not isinstance(value, bool | int | float | str):
+        return None
+    try:
         return float(value)
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return None
-    return None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _read_stacks(file: Path) -> dict[str, str]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -55,7 +56,7 @@ def import_msprobe(
         raise ConfigError("csv without bench: msprobe's table compares two dumps. Give a bench, or leave out csv.")
     if standard not in STANDARDS:
         raise ConfigError(f"standard={standard!r}: expected one of {', '.join(STANDARDS)}, because a dump has no baseline.")
-    command = " ".join([COMMAND, str(directory), *(["--bench", str(bench)] if bench is not None else [])])
+    command = f"{COMMAND} {shlex.join([str(directory), *(['--bench', str(bench)] if bench is not None else [])])}"
     errors: list[CaseError] = []
     dumps = _read_all(directory, names, errors)
     if bench is None:
@@ -141,7 +142,7 @@ def _compare(
             if other:
                 theirs.record(bench, other, bench_tensors)
             if record and other:
-                comparison.record(dump, record, other, tensors, bench_tensors)
+                comparison.record(dump, record, bench, other, tensors, bench_tensors)
             else:
                 comparison.unmatched(dump, record, other)
     if not comparison.num_matched:

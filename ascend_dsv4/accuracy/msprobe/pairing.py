@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import dataclasses
+import filecmp
 import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ascend_dsv4.accuracy.msprobe.dump import Dump, Leaf, Record
@@ -24,10 +27,17 @@ from ascend_dsv4.accuracy.msprobe.judging import (
     tolerance_for,
 )
 from ascend_dsv4.accuracy.msprobe.table import PASS, STACK, Row, judge_rows, make_row
-from ascend_dsv4.accuracy.msprobe.tensor_files import values
+from ascend_dsv4.accuracy.msprobe.tensor_files import same_tensor_file, values
 from ascend_dsv4.accuracy.results import OutputResult
 from ascend_dsv4.errors import DumpError
 
+SAME = {
+    "Cosine": 1.0, "EucDist": 0.0, "MaxAbsErr": 0.0, "MaxRelativeErr": 0.0, "One Thousandth Err Ratio": 1.0,
+    "Five Thousandths Err Ratio": 1.0,
+}  # fmt: skip
+"""Figures of a tensor without NaN against an equal one: weights, mostly, so they are not computed."""
+GROWTH = 10.0
+"""An output's error over its limit, as a multiple of the same of its inputs, from which its call is suspected of its own."""
 Tensors = Mapping[Leaf, Tensor | None]
 _PROCESS = re.compile(r"(?<![^/])(?:proc|pid)\d+(?![^/])")
 
@@ -73,13 +83,23 @@ def refuse_same(dump: Dump, bench: Dump, identical: bool) -> None:
     identical  two runs that should repeat to the bit: equal content is what is asked for, only the same file is refused
     """
     same = os.path.samefile(dump.file, bench.file)
-    equal = same or dump.file.stat().st_size == bench.file.stat().st_size and dump.file.read_bytes() == bench.file.read_bytes()
-    if same or equal and not identical:
+    equal = same or not identical and _equal_content(dump, bench)
+    if equal:
         hint = "If these are two runs that should repeat bit for bit, say that they may be identical." if not same else ""
         raise DumpError(
             f"refused: {dump.file} and {bench.file} are {'the same file' if same else 'equal byte for byte'}; expected dumps "
             f"of two runs, because a dump never differs from itself. Give the second run's folder as bench. {hint}".rstrip()
         )
+
+
+def _equal_content(dump: Dump, bench: Dump) -> bool:
+    """Whether dump.json and all tensor files are equal byte for byte. Equal statistics alone do not mean equal tensors."""
+    if not filecmp.cmp(dump.file, bench.file, shallow=False):
+        return False
+    names = {leaf.data_name for record in dump.records.values() for leaf in record.leaves}
+    plain = sorted(Path(name).name for name in names if name.isprintable() and Path(name).name)
+    _, different, unreadable = filecmp.cmpfiles(dump.tensor_folder, bench.tensor_folder, plain, shallow=False)
+    return not different and not unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +139,8 @@ class Comparison:
     )
     suspects: list[Suspect] = field(default_factory=list)
     """Calls whose inputs agree and whose outputs do not, in order."""
+    wrong: dict[str, set[tuple[float | None, ...]]] = field(default_factory=dict)
+    """Step and rank → statistics of outputs that differ, by which inputs that are one of them are known."""
     num_matched: int = 0
     num_differ: int = 0
     """Outputs beyond the tolerance of their dtype."""
@@ -135,7 +157,9 @@ class Comparison:
         judge_rows(mode, rows)
         self.rows.setdefault(dump.label, []).extend(rows)
 
-    def record(self, dump: Dump, record: Record, bench: Record, tensors: Tensors, bench_tensors: Tensors) -> None:
+    def record(
+        self, dump: Dump, record: Record, bench_dump: Dump, bench: Record, tensors: Tensors, bench_tensors: Tensors
+    ) -> None:
         """Compare one record with its partner."""
         mine, theirs = ({leaf.position: leaf for leaf in side.leaves} for side in (record, bench))
         mode = self.modes[dump.label]
@@ -152,6 +176,9 @@ class Comparison:
                 continue
             self.num_matched += 1
             result, found = self._pair(dump, record, leaf, other, tensors.get(leaf), bench_tensors.get(other))
+            if leaf in tensors and other in bench_tensors and same_tensor_file(dump, leaf, bench_dump, other):
+                result = OutputResult(**self._identity(dump, record, leaf), standard=self.standard, status="refused",
+                                      reason="both names lead to one file", check="same-memory", ratio=math.inf)  # fmt: skip
             rows.append(make_row(mode, leaf, other, found, result.reason if result and result.check == "misfit" else ""))
             if result:
                 results.append((leaf, result))
@@ -165,32 +192,36 @@ class Comparison:
     def _conclude(
         self, dump: Dump, record: Record, results: Sequence[tuple[Leaf, OutputResult]], verdicts: Sequence[Mapping[str, str]]
     ) -> None:
-        """Tell errors of this call from those of its inputs, and ours from msprobe's verdict."""
+        """Tell errors of this call from those of its inputs, and add msprobe's verdicts: by thresholds, and by rules."""
         inputs = [result for leaf, result in results if leaf.role in ("input", "parameters")]
         tainted = any(result.status == "fail" for result in inputs)
-        fresh = {leaf.position: result for leaf, result in results if leaf.role == "output" and result.status == "fail"}
-        if fresh and not tainted:
-            before = max((result.ratio for result in inputs), default=0.0)
-            after = max(result.ratio for result in fresh.values())
-            self.suspects.append(Suspect(dump.where(record.name), ", ".join(fresh), before, after))
+        before = max((result.ratio for result in inputs), default=0.0)
+        different = {leaf.position: result for leaf, result in results if leaf.role == "output" and result.status == "fail"}
+        if different and not tainted:
+            after = max(result.ratio for result in different.values())
+            self.suspects.append(Suspect(dump.where(record.name), ", ".join(different), before, after))
+        wrong = self.wrong.setdefault(dump.label, set())
         for leaf, result in results:
-            if result.status == "fail" and leaf.role == "output":
+            statistics = tuple(leaf.statistics.values())
+            if leaf.position in different:
+                if leaf.statistics.get("Max") is not None:
+                    wrong.add(statistics)
                 self.num_differ += 1
                 if any(verdict.get(leaf.name) == PASS for verdict in verdicts):
                     self.lenient.add(dump.where(leaf.name))
-                if tainted:
-                    result = dataclasses.replace(result, reason=f"inherited, its inputs differ: {result.reason}")
+                said = ", ".join(verdict[leaf.name] for verdict in verdicts if verdict.get(leaf.name))
+                result = dataclasses.replace(result, reason=f"{result.reason}; msprobe: {said}")
+                result = _inherited(result, before) if tainted else result
+            elif result.status == "fail" and leaf.role == "input" and statistics in wrong:
+                reason = f"as the output it comes from: {result.reason}"
+                result = dataclasses.replace(result, status="noted", reason=reason)
             self.results.append(result)
 
     def _pair(
         self, dump: Dump, record: Record, leaf: Leaf, other: Leaf, tensor: Tensor | None, bench: Tensor | None
     ) -> tuple[OutputResult | None, Mapping[str, float]]:
         """A verdict on two values, None for plain values that are equal; and figures for the table."""
-        identity: dict[str, Any] = {
-            "op": record.api, "implementation": "dump", "dtype": leaf.dtype or leaf.type, "case": dump.where(record.name),
-            "kind": "recorded", "output": leaf.position, "golden": "recorded",
-            "command": f"{self.command} --names {record.name}" if self.command else "",
-        }  # fmt: skip
+        identity = self._identity(dump, record, leaf)
         if not (leaf.is_tensor and other.is_tensor):
             return _pair_plain(leaf, other, {**identity, "standard": self.standard}), {}
         if leaf.role == "output" and api_name(record) in UNDETERMINED_APIS:
@@ -200,6 +231,11 @@ class Comparison:
         zero = "refused" if varies else "noted"
         dtypes = (leaf.dtype, other.dtype)
         limit = tolerance_for(dtypes)
+        if tensor is not None and bench is not None and torch.equal(tensor, bench) and bool(tensor.any()):
+            result = OutputResult(
+                **identity, standard=self.standard, status="pass", num_elements=leaf.num_elements, figures={"max_abs": 0.0}
+            )
+            return result, SAME
         if tensor is not None and bench is not None:
             actual, expected = values(tensor), values(bench)
             result = judge_values(
@@ -211,6 +247,14 @@ class Comparison:
         if left and right and not result.check:
             result = _with_checksums(result, left, right)
         return result, result.figures
+
+    def _identity(self, dump: Dump, record: Record, leaf: Leaf) -> dict[str, Any]:
+        """What a result says it is about."""
+        return {
+            "op": record.api, "implementation": "dump", "dtype": leaf.dtype or leaf.type, "case": dump.where(record.name),
+            "kind": "recorded", "output": leaf.position, "golden": "recorded",
+            "command": f"{self.command} --name {record.name}" if self.command else "",
+        }  # fmt: skip
 
     def findings(self) -> list[str]:
         """What the comparison found besides its results, most telling first."""
@@ -236,6 +280,14 @@ def _pair_plain(leaf: Leaf, other: Leaf, labels: Mapping[str, Any]) -> OutputRes
         return None
     reason = f"is {leaf.type} {leaf.value!r}, expected {other.type} {other.value!r}"
     return OutputResult(**labels, status="fail", reason=reason[:200], check="value", ratio=math.inf)
+
+
+def _inherited(result: OutputResult, before: float) -> OutputResult:
+    """An output that differs, of a call whose inputs differ too: no verdict on the call, unless the error grew by far."""
+    if math.isfinite(result.ratio) and result.ratio > GROWTH * before:
+        reason = f"its inputs differ, but its error is {result.ratio / before:.2g} times theirs: {result.reason}"
+        return dataclasses.replace(result, reason=reason)
+    return dataclasses.replace(result, status="noted", reason=f"inherited, its inputs differ: {result.reason}")
 
 
 def _with_checksums(result: OutputResult, left: str, right: str) -> OutputResult:

@@ -41,7 +41,7 @@ class Recomputation:
         identity = {
             "op": record.api, "implementation": "dump", "case": dump.where(record.name), "kind": "recorded",
             "golden": "float64",
-            "command": f"{self.command} --names {record.name}" if self.command else "",
+            "command": f"{self.command} --name {record.name}" if self.command else "",
         }  # fmt: skip
         try:
             call = known.adapt(arguments(key, known, record, tensors))

@@ -207,7 +207,7 @@ def write_table(file: str | Path, mode: str, rows: Sequence[Row]) -> None:
     """Write the rows as CSV. ∞ gets a blank in front, as msprobe writes it, so that spreadsheets keep it."""
     header = columns(mode, with_stack=any(row.get(STACK) for row in rows))
     Path(file).parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w", newline="", encoding="utf-8") as stream:
+    with open(file, "w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         writer.writerows([_cell(row.get(name, "")) for name in header] for row in rows)

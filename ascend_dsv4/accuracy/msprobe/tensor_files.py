@@ -54,7 +54,7 @@ def load_tensor(dump: Dump, leaf: Leaf) -> Tensor | None:
 
 def _file_of(dump: Dump, leaf: Leaf) -> Path | None:
     folder, name = dump.tensor_folder, leaf.data_name
-    plain = name and name not in (".", "..") and not any(sign in name for sign in "/\\\0")
+    plain = name.isprintable() and name not in ("", ".", "..") and "/" not in name and "\\" not in name
     file = folder / name if plain else None
     if file is None or (file.is_symlink() and not file.resolve().is_relative_to(folder.resolve())):
         raise DumpError(
@@ -65,6 +65,12 @@ def _file_of(dump: Dump, leaf: Leaf) -> Path | None:
         return file if file.is_file() else None
     except (OSError, ValueError):
         return None
+
+
+def same_tensor_file(dump: Dump, leaf: Leaf, other_dump: Dump, other: Leaf) -> bool:
+    """Whether two leaves that were loaded have their values from one file."""
+    files = _file_of(dump, leaf), _file_of(other_dump, other)
+    return files[0] is not None and files[1] is not None and files[0].samefile(files[1])
 
 
 def _load_npy(file: Path) -> Tensor:

@@ -8,7 +8,7 @@ has MUTANTS, operator/bug → function, whose docstring says what is wrong; file
 Left out is what no operator's outputs show:
 - the same terms in another order: sums, a softmax with or without its maximum, routing weights before or after a product;
 - which of equal scores is chosen: choices are compared as sets, ties allowed;
-- numbers below float32's own error: one Sinkhorn iteration of twenty, once the matrix is balanced, or eps beside a sigmoid;
+- what float32 hardly tells from its own error: an eps of 1e-6 added to a sigmoid, or not;
 - what cancels: the two weights of the n-gram gate exchanged, or queries and keys transformed in one same wrong order;
 - a scale, window or ratio that is wrong before the operator gets it: it does as it is told, and `compare model` finds it.
 """

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ascend_dsv4.accuracy.report.markup import Markup, joined, tag
 from ascend_dsv4.accuracy.report.summary import Point
@@ -21,7 +21,8 @@ _WIDTH, _HEIGHT = 1200, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 26, 30
 _FLOOR = -4
 """Lowest decade of the divergence curve; smaller ratios lie on it."""
-_HIGHEST = 6
+_HIGHEST = 12
+"""Highest one; larger ratios lie on it."""
 
 
 def level(ratio: float) -> int:
@@ -89,8 +90,8 @@ def margin_chart(original: float, mutant: float, margins: tuple[float, float]) -
         "svg",
         *(tag("path", class_="limit", d=f"M{at(margin):.1f} 0V{height}") for margin in margins),
         tag("path", class_="link", d=f"M{at(original):.1f} 8H{at(mutant):.1f}"),
-        tag("circle", class_="original", cx=round(at(original), 1), cy=8, r=4),
-        tag("circle", class_="mutant", cx=round(at(mutant), 1), cy=8, r=4),
+        tag("circle", class_="original" if original < margins[0] else "original beyond", cx=round(at(original), 1), cy=8, r=4),
+        tag("circle", class_="mutant" if mutant > margins[1] else "mutant beyond", cx=round(at(mutant), 1), cy=8, r=4),
         class_="margin", viewBox=f"0 0 {width} {height}", width=width, height=height, role="img", aria_label=label,
     )  # fmt: skip
 
@@ -100,8 +101,10 @@ def divergence_chart(points: Sequence[Point], first: Point | None) -> Markup:
 
     first: where the first error was introduced; what lies behind it is shaded. None if it was in no step up to this one.
     """
-    ratios = [ratio for point in points for ratio in (point.introduced, point.total) if math.isfinite(ratio) and ratio > 0]
-    top = min(max(1, math.ceil(math.log10(max(ratios, default=1.0)) + 0.2)), _HIGHEST)
+    ratios = [ratio for point in points for ratio in (point.introduced, point.total)]
+    most = max((ratio for ratio in ratios if math.isfinite(ratio) and ratio > 0), default=1.0)
+    is_endless = not all(map(math.isfinite, ratios))
+    top = min(max(1, math.ceil(math.log10(most) + 0.2)) + is_endless, _HIGHEST)
     pace = (_WIDTH - _LEFT - _RIGHT) / max(len(points), 1)
     bottom = _HEIGHT - _BOTTOM
 
@@ -112,7 +115,7 @@ def divergence_chart(points: Sequence[Point], first: Point | None) -> Markup:
         power = top if not math.isfinite(ratio) else math.log10(ratio) if ratio > 0 else _FLOOR
         return bottom - (bottom - _TOP) * (min(max(power, _FLOOR), top) - _FLOOR) / (top - _FLOOR)
 
-    parts = [_shade(points, first, x, bottom), _rules(top, y), _boundaries(points, pace, bottom)]
+    parts = [_shade(points, first, x, bottom), _rules(top, is_endless, y), _boundaries(points, pace, bottom)]
     line = "L".join(f"{x(i):.1f} {y(point.total):.1f}" for i, point in enumerate(points))
     own = "".join(f"M{x(i):.1f} {y(point.introduced):.1f}h0" for i, point in enumerate(points) if point.introduced != 0)
     parts += [tag("path", class_="total", d=f"M{line}"), tag("path", class_="own", d=own)]
@@ -126,23 +129,17 @@ def divergence_chart(points: Sequence[Point], first: Point | None) -> Markup:
     return tag("svg", *parts, class_="divergence", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=label)
 
 
-def _rules(top: int, y) -> Markup:  # type: ignore[no-untyped-def]
-    """Decades with their labels; the one at 1 is the limit."""
+def _rules(top: int, is_endless: bool, y: Callable[[float], float]) -> Markup:
+    """Decades, named as far as there is room; the one at 1 is the limit."""
     parts = []
+    pace = 1 if top - _FLOOR <= 9 else 2
     for power in range(_FLOOR, top + 1):
         at = y(10.0**power)
-        name = "limit-rule" if power == 0 else "rule"
-        label = (
-            "limit"
-            if power == 0
-            else f"≤1e{power}"
-            if power == _FLOOR
-            else f"{10**power:,}"
-            if power > 0
-            else f"{10.0**power:g}"
-        )
-        parts.append(tag("path", class_=name, d=f"M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"))
-        parts.append(tag("text", label, x=_LEFT - 6, y=round(at + 4, 1), text_anchor="end"))
+        parts.append(tag("path", class_="rule" if power else "limit-rule", d=f"M{_LEFT} {at:.1f}H{_WIDTH - _RIGHT}"))
+        label = "limit" if power == 0 else f"{10.0**power:g}" if abs(power) < 4 else f"1e{power}"
+        label = f"≤{label}" if power == _FLOOR else "∞" if power == top and is_endless else label
+        if power % pace == 0 or label == "∞":
+            parts.append(tag("text", label, x=_LEFT - 6, y=round(at + 4, 1), text_anchor="end"))
     return joined(parts)
 
 
@@ -164,7 +161,7 @@ def _boundaries(points: Sequence[Point], pace: float, bottom: float) -> Markup:
     return joined(parts)
 
 
-def _shade(points: Sequence[Point], first: Point | None, x, bottom: float) -> Markup:  # type: ignore[no-untyped-def]
+def _shade(points: Sequence[Point], first: Point | None, x: Callable[[int], float], bottom: float) -> Markup:
     if first is None or not points:
         return Markup("")
     later = [i for i, point in enumerate(points) if (point.step, point.number) >= (first.step, first.number)]
@@ -174,7 +171,7 @@ def _shade(points: Sequence[Point], first: Point | None, x, bottom: float) -> Ma
     return tag("rect", class_="shade", x=round(left, 1), y=_TOP, width=round(_WIDTH - _RIGHT - left, 1), height=bottom - _TOP)
 
 
-def _first_mark(points: Sequence[Point], first: Point | None, x, bottom: float) -> Markup:  # type: ignore[no-untyped-def]
+def _first_mark(points: Sequence[Point], first: Point | None, x: Callable[[int], float], bottom: float) -> Markup:
     """A line at the first introduced divergence with its name above."""
     at = next((i for i, point in enumerate(points) if first and (point.step, point.number) == (first.step, first.number)), None)
     if at is None or first is None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree
 
-from ascend_dsv4.accuracy.report.summary import matrix, objections, points, verdict
+from ascend_dsv4.accuracy.report.summary import matrix, mutant_problem, objections, points, verdict
 from ascend_dsv4.accuracy.report.wording import count_text, printable, ratio_text, value_text, worst_text, write_file
 from ascend_dsv4.accuracy.results import CaseError, NodeResult, OutputResult, Report
 
@@ -69,6 +69,7 @@ def _suites(report: Report) -> Iterator[_Suite]:
     yield from suites.values()
     yield _Suite("model", list(_of_nodes(report)))
     yield _Suite("end metrics", list(_of_ends(report)))
+    yield _Suite("bfloat16 bar", list(_of_bars(report)))
     yield _Suite("sweeps", list(_of_sweeps(report)))
     yield _Suite("mutants", list(_of_mutants(report)))
     yield _Suite("findings", [_Test("findings", text, "failure", "finding", text) for text in report.findings])
@@ -149,6 +150,15 @@ def _of_ends(report: Report) -> Iterator[_Test]:
         yield _Test("end metrics", end.name, output=output)
 
 
+def _of_bars(report: Report) -> Iterator[_Test]:
+    for bar in report.bars:
+        said = f"KL {value_text(bar.kl)} nats, limit {value_text(bar.limit)}, {value_text(bar.kl_baseline)} by {bar.baseline}"
+        if bar.status in ("fail", "refused"):
+            yield _Test("bfloat16 bar", bar.name, "failure", bar.status, bar.reason or said, said)
+        else:
+            yield _Test("bfloat16 bar", bar.name, output=f"{said}; {bar.reason}" if bar.reason else said)
+
+
 def _of_sweeps(report: Report) -> Iterator[_Test]:
     for sweep in report.sweeps:
         said = f"{count_text(sweep.num_distinct, 'distinct output')} of {len(sweep.values)}: {', '.join(sweep.values)}"
@@ -168,7 +178,12 @@ def _of_mutants(report: Report) -> Iterator[_Test]:
             yield _Test("mutants", name, output=said)
         else:
             yield _Test(
-                "mutants", name, "failure", "not caught", f"not caught: {said}", f"{mutant.what}\n{said}\n{mutant.case}"
+                "mutants",
+                name,
+                "failure",
+                "not caught",
+                f"not caught: {mutant_problem(mutant)}",
+                f"{mutant.what}\n{said}\n{mutant.case}",
             )
 
 

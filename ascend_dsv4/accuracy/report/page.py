@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from ascend_dsv4.accuracy.report.data import page_data
-from ascend_dsv4.accuracy.report.markup import escaped, joined
+from ascend_dsv4.accuracy.report.markup import escaped, joined, tag
 from ascend_dsv4.accuracy.report.sections import (
     against,
+    bars_panel,
     bin_names,
     ends_panel,
     head,
@@ -43,13 +44,15 @@ def render_page(report: Report) -> str:
     held = matrix(report)
     cells = list(held.cells.values())
     steps, ranked = points(report.nodes), ranking(report.nodes)
-    body = [head(report), against(report), *model_panels(report.nodes, steps, ranked)]
-    body += [ends_panel(report.ends), sweeps_panel(report.sweeps)]
+    body = [head(report), against(report), *model_panels(report, steps, ranked)]
+    body += [ends_panel(report.ends), bars_panel(report.bars), sweeps_panel(report.sweeps)]
     if cells:
         body += [matrix_panel(held, {id(cell): i for i, cell in enumerate(cells)}), worst_panel(report.results)]
     body.append(mutants_panel(report.mutants))
     if not any(body[1:]):
-        body.append(panel("nothing", "Nothing was compared", "So nothing is shown, and nothing is proven."))
+        body.append(
+            panel("nothing", "Nothing was compared", tag("p", "So nothing is shown, and nothing is proven."), kind="notice")
+        )
     style, script = (_TEMPLATE.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     parts = {
         "title": escaped(f"{verdict(report).word}: {report.title}"),

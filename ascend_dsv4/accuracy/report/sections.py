@@ -8,20 +8,20 @@ from collections.abc import Iterable, Sequence
 from ascend_dsv4.accuracy.report.charts import histogram_chart, level, margin_chart, position_chart
 from ascend_dsv4.accuracy.report.markup import Markup, escaped, joined, tag
 from ascend_dsv4.accuracy.report.summary import (
+    MARGINS,
     MARKS,
     MEANINGS,
     Cell,
     Matrix,
     counts,
+    mutant_problem,
     objections_by_operator,
     selection,
     verdict,
 )
 from ascend_dsv4.accuracy.report.wording import count_text, index_text, ratio_text, seconds_text, short, value_text
-from ascend_dsv4.accuracy.results import BINS, EndMetrics, MutantResult, OutputResult, Report, SweepResult
+from ascend_dsv4.accuracy.results import BINS, BarResult, EndMetrics, MutantResult, OutputResult, Report, SweepResult
 
-MARGINS = (0.5, 2.0)
-"""What an unchanged operator stays below and a mutant must exceed."""
 _MOST_PER_CELL = 2
 _MOST_CARDS = 24
 _MOST_CLOSE = 6
@@ -38,18 +38,14 @@ def head(report: Report) -> Markup:
     """Title, verdict, what it rests on, and what is needed to do it again."""
     ended = verdict(report)
     state = tag("p", ended.word, class_="state", role="status", data_state=ended.word)
-    about = [
-        f"standard: {report.standard}" if report.standard else "",
-        f"took {seconds_text(report.seconds)}",
-        f"exit code {report.exit_code}",
-    ]
-    about += [f"{name} {value}" for name, value in report.environment.items()]
+    about = {"standard": report.standard, "took": seconds_text(report.seconds), "exit code": str(report.exit_code)}
+    about |= report.environment
     return tag(
         "header",
         tag("div", tag("h1", report.title or "comparison"), state, class_="name-line"),
         tag("ul", *(tag("li", sentence) for sentence in ended.sentences), class_="sentences"),
         _tiles(report),
-        tag("p", *(tag("span", text) for text in about if text), class_="subtitle"),
+        tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in about.items() if text), class_="subtitle"),
         command_block(report.command, "The command of this report"),
         class_="top",
     )
@@ -294,6 +290,21 @@ def ends_panel(ends: Sequence[EndMetrics]) -> Markup:
     return panel("ends", "End of the model", drawn, unit="logits of candidate and reference; KL in nats")
 
 
+def bars_panel(bars: Sequence[BarResult]) -> Markup:
+    """How far bfloat16 is from float32, here and in another implementation."""
+    if not bars:
+        return Markup("")
+    columns = ("Model", "KL", "Limit", "KL of the other", "Prompts", "Positions", "Verdict", "The other")
+    rows = []
+    for bar in bars:
+        numbers = (short(bar.kl), short(bar.limit), short(bar.kl_baseline), f"{bar.num_prompts:,}", f"{bar.num_positions:,}")
+        reason = [tag("span", bar.reason, class_="meaning under")] if bar.reason else []
+        said = joined([signed(bar.status, {"pass": "passed", "fail": "failed"}.get(bar.status, bar.status)), *reason])
+        rows.append((bar.name, *numbers, said, tag("span", bar.baseline, class_="ways")))
+    unit = "bfloat16 here and in another implementation, each measured from float32; KL in nats"
+    return panel("bars", "Bfloat16 bar", table("Bfloat16 bar", columns, rows, range(1, 6)), unit=unit)
+
+
 def sweeps_panel(sweeps: Sequence[SweepResult]) -> Markup:
     """What should not matter, and whether it does."""
     if not sweeps:
@@ -323,7 +334,8 @@ def mutants_panel(mutants: Sequence[MutantResult]) -> Markup:
     rows = []
     for mutant in sorted(mutants, key=lambda mutant: mutant.caught):
         name = joined([tag("b", mutant.name), tag("span", mutant.what, class_="meaning under")])
-        check = signed("pass" if mutant.caught else "fail", mutant.check or "no check")
+        problem = mutant_problem(mutant)
+        check = signed("fail", problem) if problem else signed("pass", mutant.check)
         where = tag("span", mutant.case, class_="meaning under")
         chart = margin_chart(mutant.original, mutant.mutant, MARGINS)
         rows.append((name, mutant.op, ratio_text(mutant.original), ratio_text(mutant.mutant), chart, joined([check, where])))

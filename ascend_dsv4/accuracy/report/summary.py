@@ -9,8 +9,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from ascend_dsv4.accuracy.report.wording import count_text
-from ascend_dsv4.accuracy.results import BINS, PARTS, CaseError, NodeResult, OutputResult, Report
+from ascend_dsv4.accuracy.report.wording import count_text, ratio_text
+from ascend_dsv4.accuracy.results import BINS, PARTS, CaseError, MutantResult, NodeResult, OutputResult, Report
 
 CellStatus = Literal["pass", "fail", "refused", "noted", "error"]
 Key = tuple[str, str, str]
@@ -23,6 +23,8 @@ MEANINGS: dict[str, str] = {
     "noted": "figures without a verdict",
     "error": "broke off",
 }
+MARGINS = (0.5, 2.0)
+"""What an unchanged operator stays below and a mutant must exceed: those of `accuracy.selftest`."""
 _GRAVITY = ("noted", "pass", "refused", "fail", "error")
 
 
@@ -200,6 +202,9 @@ def verdict(report: Report) -> Verdict:
             states[node.state] += 1
         parts = [f"{number:,} {state}" for state, number in states.items() if number or state == "introduced"]
         sentences.append(f"{count_text(len(report.nodes), 'node output')}: {', '.join(parts)}")
+    if report.bars:
+        beyond = sum(bar.status == "fail" for bar in report.bars)
+        sentences.append(f"{count_text(len(report.bars), 'bfloat16 bar')}: {beyond:,} exceeded")
     if report.sweeps:
         broken = sum(sweep.allowed and sweep.num_distinct != 1 for sweep in report.sweeps)
         sentences.append(f"{count_text(len(report.sweeps), 'sweep')}: {broken:,} broke a promise of equal outputs")
@@ -212,6 +217,15 @@ def verdict(report: Report) -> Verdict:
         sentences.append("nothing was compared")
     words_by_code: tuple[Literal["pass", "fail", "could not run"], ...] = ("pass", "fail", "could not run")
     return Verdict(words_by_code[report.exit_code], tuple(sentences))
+
+
+def mutant_problem(mutant: MutantResult) -> str:
+    """Why a mutant does not count as caught; empty if it does."""
+    if mutant.caught:
+        return ""
+    if not mutant.original < MARGINS[0]:
+        return f"the original is at {ratio_text(mutant.original)}, not below {MARGINS[0]:g}"
+    return f"at {ratio_text(mutant.mutant)}, not above {MARGINS[1]:g}" if mutant.check else "no check objects"
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,13 @@ from ascend_dsv4.accuracy.report.summary import (
     first_introduced,
     graphs,
     matrix,
+    mutant_problem,
     objections,
     ranking,
     selection,
     verdict,
 )
-from ascend_dsv4.accuracy.report.wording import index_text, printable, ratio_text, seconds_text, short, value_text
+from ascend_dsv4.accuracy.report.wording import count_text, index_text, printable, ratio_text, seconds_text, short, value_text
 from ascend_dsv4.accuracy.results import NodeResult, OutputResult, Report
 
 _MOST_PER_CELL = 2
@@ -41,18 +42,22 @@ _ASCII = str.maketrans(
 def print_report(report: Report, console: Console, verbose: bool = False) -> None:
     """Print the matrix, then what speaks against it, then the verdict.
 
-    verbose  every failure with its figures, all graphs of a model, and the environment; otherwise the first few of each
+    verbose  also every output, every failure with its figures, all graphs of a model, the environment
     """
     with console.capture() as captured:
         _draw_head(console, report, verbose)
         held = matrix(report)
         if held.cells:
             _draw_matrix(console, held)
+        if verbose:
+            _draw_outputs(console, report)
         _draw_errors(console, report)
         _draw_objections(console, report, verbose)
         if report.nodes:
             _draw_model(console, report.nodes, verbose)
+            _draw_elements(console, report)
         _draw_ends(console, report)
+        _draw_bars(console, report)
         _draw_sweeps(console, report)
         _draw_mutants(console, report)
         _draw_verdict(console, report)
@@ -95,6 +100,20 @@ def _cell_text(cell: Cell | None) -> Text:
         return Text("")
     said = {"error": "error", "refused": "refused"}.get(cell.status) or ratio_text(cell.ratio)
     return Text(f"{MARKS[cell.status]} {said:>7}", _STYLES[cell.status])
+
+
+def _draw_outputs(console: Console, report: Report) -> None:
+    """Every output, one a line, in the order of the comparison."""
+    if not report.results:
+        return
+    _title(console, "all outputs")
+    table = _table("op", "case", "dtype", "output", "golden", "ratio", right=(5,))
+    several = len({result.implementation for result in report.results}) > 1
+    for result in report.results:
+        ratio = Text(f"{MARKS[result.status]} {ratio_text(result.ratio):>7}", _STYLES[result.status])
+        op = f"{result.op} {result.implementation}" if several else result.op
+        _add(table, _name(op), result.case, result.dtype, result.output, result.golden, ratio)
+    _print(console, table)
 
 
 def _draw_errors(console: Console, report: Report) -> None:
@@ -177,6 +196,30 @@ def _draw_model(console: Console, nodes: Sequence[NodeResult], verbose: bool) ->
         _print(console, table)
 
 
+def _draw_elements(console: Console, report: Report) -> None:
+    if not report.elements:
+        return
+    _title(console, "elements of the nodes asked for, worst first")
+    table = _table("node", "output", "step", "index", "golden", "introduced", "ratio", "in row", right=(2, 4, 5, 6, 7))
+    for element in report.elements:
+        values = (value_text(element.golden), value_text(element.introduced), ratio_text(element.ratio))
+        in_row = f"{element.row_over}/{element.row_elements}"
+        _add(table, _name(element.node), element.output, str(element.step), index_text(element.index), *values, in_row)
+    _print(console, table)
+
+
+def _draw_bars(console: Console, report: Report) -> None:
+    if not report.bars:
+        return
+    _title(console, "bfloat16 beside another implementation: KL to float32, nats")
+    for bar in report.bars:
+        _head(console, bar.status, [bar.name, f"{short(bar.kl)} of at most {short(bar.limit)}"])
+        _sentence(console, f"{short(bar.kl_baseline)} by {bar.baseline}")
+        _sentence(console, f"{count_text(bar.num_prompts, 'prompt')}, {count_text(bar.num_positions, 'position')}")
+        if bar.reason:
+            _sentence(console, bar.reason)
+
+
 def _draw_ends(console: Console, report: Report) -> None:
     if not report.ends:
         return
@@ -218,14 +261,15 @@ def _draw_mutants(console: Console, report: Report) -> None:
     table = _table("name", "op", "original", "mutant", "caught by", right=(2, 3))
     for mutant in report.mutants:
         status = "pass" if mutant.caught else "fail"
-        caught = Text(f"{MARKS[status]} {printable(mutant.check) or 'no check'}", _STYLES[status])
+        caught = Text(f"{MARKS[status]} {printable(mutant.check) if mutant.caught else 'not caught'}", _STYLES[status])
         numbers = (ratio_text(mutant.original), ratio_text(mutant.mutant))
         _add(table, _name(mutant.name), mutant.op, *numbers, caught)
     _print(console, table)
     for mutant in report.mutants:
         if not mutant.caught:
             _head(console, "fail", [mutant.name, mutant.op])
-            _sentence(console, f"not caught: {mutant.what}")
+            _sentence(console, mutant.what)
+            _sentence(console, f"not caught: {mutant_problem(mutant)}")
             _sentence(console, mutant.case)
 
 

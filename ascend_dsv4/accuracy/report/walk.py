@@ -9,8 +9,8 @@ from ascend_dsv4.accuracy.report.charts import divergence_chart
 from ascend_dsv4.accuracy.report.markup import Markup, tag
 from ascend_dsv4.accuracy.report.sections import card, panel, table
 from ascend_dsv4.accuracy.report.summary import Point, Ranked, first_introduced, graphs
-from ascend_dsv4.accuracy.report.wording import ratio_text
-from ascend_dsv4.accuracy.results import NodeResult
+from ascend_dsv4.accuracy.report.wording import index_text, ratio_text, value_text
+from ascend_dsv4.accuracy.results import NodeElement, NodeResult, Report
 
 MOST_RANKED = 40
 _MOST_STEPS = 4
@@ -24,12 +24,14 @@ def drawn_steps(steps: dict[int, list[Point]]) -> dict[int, list[Point]]:
     return {step: steps[step] for step in sorted(chosen)}
 
 
-def model_panels(nodes: Sequence[NodeResult], steps: dict[int, list[Point]], ranked: Sequence[Ranked]) -> list[Markup]:
+def model_panels(report: Report, steps: dict[int, list[Point]], ranked: Sequence[Ranked]) -> list[Markup]:
     """Sections of a model comparison; none without nodes."""
+    nodes = report.nodes
     if not nodes:
         return []
     first = first_introduced(nodes)
-    return [_first_panel(first), _curves_panel(steps, first), _ranking_panel(ranked), _graphs_panel(nodes)]
+    panels = [_first_panel(first), _curves_panel(steps, first), _ranking_panel(ranked)]
+    return [*panels, _elements_panel(report.elements), _graphs_panel(nodes)]
 
 
 def _first_panel(first: NodeResult | None) -> Markup:
@@ -87,6 +89,36 @@ def _ranking_panel(ranked: Sequence[Ranked]) -> Markup:
     columns = ("Node", "Output", "Steps", "Introduced", "Total", "State", "In the model at")
     unit = f"the {MOST_RANKED} largest of {len(ranked):,}" if len(ranked) > MOST_RANKED else ""
     return panel("ranking", "Nodes by the error that they introduce", table("Ranking", columns, rows, (2, 3, 4)), unit=unit)
+
+
+def _elements_panel(elements: Sequence[NodeElement]) -> Markup:
+    """The worst elements of the nodes that were asked for."""
+    if not elements:
+        return Markup("")
+    columns = (
+        "Node",
+        "Output",
+        "Step",
+        "Index",
+        "Token",
+        "Golden",
+        "Introduced",
+        "Ratio",
+        "Beyond in its row",
+        "Reference",
+        "Candidate",
+    )
+    rows = []
+    for element in elements:
+        token = "–" if element.position is None else str(element.position)
+        own = (value_text(element.golden), value_text(element.introduced), ratio_text(element.ratio))
+        in_row = f"{element.row_over:,} of {element.row_elements:,}"
+        runs = (value_text(element.reference), value_text(element.candidate))
+        index = tag("span", index_text(element.index), class_="sign")
+        rows.append((element.node, element.output, str(element.step), index, token, *own, in_row, *runs))
+    unit = "golden and introduced: on the reference's inputs; reference and candidate: in their own runs"
+    drawn = table("Elements", columns, rows, (2, 4, 5, 6, 7, 8, 9, 10))
+    return panel("elements", "Elements of the nodes asked for", drawn, unit=unit)
 
 
 def _graphs_panel(nodes: Sequence[NodeResult]) -> Markup:
