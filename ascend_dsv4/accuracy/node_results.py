@@ -29,6 +29,9 @@ from ascend_dsv4.ops.spec import EXACT, Tolerance
 Array = NDArray[Any]
 CODES_DIFFER = 0.01
 """Share of the codes of rounded entries that may be the neighbours of the right ones."""
+ROUNDED_APART = 1e-3
+ROUNDED_RATIO = 4.0
+"""Share of the elements behind a 16-bit rounding that may be beyond their limits, and by which factor."""
 
 
 class NodeRecorder:
@@ -104,6 +107,8 @@ class NodeRecorder:
         result = _equal(context, self._standard) if _same_bits(*pair) else judge_output(context, standard=self._standard)
         if result.check == "elements" and (visit.node.op, shown.name) == ("compress_kv", "cache"):
             result = _on_grid(result, visit, context)
+        if result.check == "elements" and get_spec(visit.node.op).rounds_inside and shown.dtype in ("bfloat16", "float16"):
+            result = _after_rounding(result)
         worst = None if result.worst is None else dataclasses.replace(result.worst, index=cut.index(result.worst.index))
         place, command = f"{visit.graph}/{visit.label}", self._command
         if command and place not in command:
@@ -228,6 +233,19 @@ def _on_grid(result: OutputResult, visit: Visit, context: OutputContext) -> Outp
     if not ratio <= 1 or not np.isfinite(actual).all():
         return dataclasses.replace(result, figures={**result.figures, **found})
     return dataclasses.replace(result, status="pass", reason="", check="", ratio=ratio, figures={**result.figures, **found})
+
+
+def _after_rounding(result: OutputResult) -> OutputResult:
+    """The verdict on an operator that rounds to 16 bits in mid-way, as far as that excuses it.
+
+    Sums in another order may round a hidden value the other way, and an output that cancels feels that whole step. So a few
+    elements, ROUNDED_APART of them, may be up to ROUNDED_RATIO limits away.
+    """
+    over = sum(result.histogram[BINS.index("<= 2") :])
+    if over > ROUNDED_APART * result.num_elements or result.ratio > ROUNDED_RATIO:
+        return result
+    ratio = max(result.ratio / ROUNDED_RATIO, over / (ROUNDED_APART * result.num_elements))
+    return dataclasses.replace(result, status="pass", reason="", check="", ratio=ratio)
 
 
 def _node_result(visit: Visit, shown: Shown, introduced: OutputResult, total: OutputResult, same: bool) -> NodeResult:

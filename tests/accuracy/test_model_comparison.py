@@ -240,6 +240,22 @@ def test_weights_as_released_in_another_format(golden_v4: Path, prompt: Prompt) 
     assert 0 < max(node.introduced.ratio for node in report.nodes if node.op == "expert_mlp") < 1
 
 
+@pytest.mark.parametrize(("rows", "by", "accused"), [(1, 1.5, False), (1, 9.0, True), (40, 1.5, True)])
+def test_a_few_elements_may_feel_a_rounding_in_mid_way(
+    v4: LLM, bf16: LLM, prompt: Prompt, rows: int, by: float, accused: bool
+) -> None:
+    """One element in a thousand, up to a few limits; not more of them, and not further."""
+
+    def off(*tensors: Any, **attrs: Any) -> Any:
+        y = reference("expert_mlp")(*tensors, **attrs)
+        y[:rows, 5] += by * (1e-3 + y[:rows, 5].abs() / 64)
+        return y
+
+    override = Override("expert_mlp", off, frozenset({3}))
+    report = compare_model(v4.runner, bf16.runner, [Prompt("p", prompt.token_ids[:36])], [override], greedy_tokens=0)
+    assert (first_introduced(report.nodes) is not None) == accused
+
+
 class Elsewhere:
     """A backend that holds its tensors somewhere else: only what the protocol has may be used on them."""
 
