@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ascend_dsv4.accuracy.calls import Arguments, Array, call, same_bits, to_numpy
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, Arguments, Array, call, same_bits, to_numpy
 from ascend_dsv4.accuracy.capsule import RecordedCall, processor, versions
 from ascend_dsv4.accuracy.capsule_reading import Capsule, open_capsule
 from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
@@ -35,8 +35,6 @@ from ascend_dsv4.ops.spec import EXACT, Implementation
 RECORDED, FLOAT64 = "recorded", "float64"
 BITS, TOLERANCE = "bits", "tolerance"
 VACUOUS = "every recorded output holds one value throughout: nothing could have failed"
-_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What an implementation may raise; anything else is a mistake of ours."""
 
 
 def replay(
@@ -72,7 +70,7 @@ def replay(
             progress(f"call {recorded.number}: {recorded.op} of {recorded.graph}, step {recorded.step}")
             try:
                 results += replayer.run(recorded)
-            except _FAILURES as error:
+            except CALL_ERRORS as error:
                 if isinstance(error, CapsuleError):
                     raise
                 errors.append(replayer.error(recorded, error))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +131,27 @@ class TestRefused:
         report = compare_ops(Selection(ops=("gelu",), implementations=("math:sin",), cases=("random",), dtypes=("float32",)))
         assert report.exit_code == 2
         assert report.errors[0].case == "random" and "--case random" in report.errors[0].command
+
+
+@pytest.mark.parametrize("error", [AssertionError, MemoryError, OSError, StopIteration, SystemExit, UserWarning])
+def test_whatever_an_implementation_raises_is_a_case_error(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def broken(*tensors: Tensor, **attrs: Any) -> Tensor:
+        raise error(0)
+
+    monkeypatch.setattr("ascend_dsv4.accuracy.matrix.get_implementation", lambda op, name: broken)
+    report = compare_ops(Selection(ops=("rms_norm",), dtypes=("float32",), cases=("tokens-3",)))
+    assert report.exit_code == 2 and error.__name__ in report.errors[0].message
+
+
+@pytest.mark.parametrize("content", ["def f(x,:", "import sys; sys.exit(0)", "assert False"])
+def test_a_file_that_cannot_be_imported(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        compare_ops(Selection(ops=("rms_norm",), implementations=(f"{tmp_path}/mine.py:f",)))
+
+
+def test_outputs_with_gradients_are_outputs() -> None:
+    assert not checks(run("rms_norm", lambda x, weight, *, eps: rms_norm(x, weight, eps=eps).requires_grad_()))
 
 
 def test_double_benchmark_by_the_naive_composition() -> None:
