@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ascend_dsv4.accuracy.calls import CALL_ERRORS, load_cases
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, load_cases, load_expected
 from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.naive import NAIVE, naive
 from ascend_dsv4.accuracy.operators import PreparedCase, judge_case, prepare, prepared_cases
@@ -193,12 +193,17 @@ def _rechecked(
 
 
 def _thin_cells(selection: Selection, results: Iterable[OutputResult]) -> list[str]:
-    """Cells with too few elements to say anything. A choice of cases is the user's own."""
+    """Cells with too few elements to say anything. A choice of cases is the user's own, unless nothing goes by it."""
     counts: dict[tuple[str, str, str], int] = defaultdict(int)
     for result in results:
         counts[result.op, result.implementation, result.dtype] += result.num_elements
     if tuple(selection.cases) != ("*",):
-        return [f"{op} {impl} {dtype}: nothing was compared" for (op, impl, dtype), count in counts.items() if count == 0]
+        names = {case.name for op in selection.ops for case in (*load_cases(op), *load_expected(op))}
+        return [
+            f"--case {pattern}: matches no case of {', '.join(selection.ops)}"
+            for pattern in selection.cases
+            if not any(fnmatchcase(name, pattern) for name in names)
+        ]
     thin = [
         f"{op} {impl} {dtype}: {count} elements in all cases together, expected at least {MIN_ELEMENTS}"
         for (op, impl, dtype), count in counts.items()
