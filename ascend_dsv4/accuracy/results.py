@@ -235,8 +235,8 @@ class Report:
         """0 pass, 1 fail, 2 could not run (nothing was compared, or decided, or a case broke off)."""
         if self.errors or not (self.results or self.nodes or self.ends or self.sweeps or self.mutants):
             return 2
-        if self.results and all(result.status == "noted" for result in self.results) and not self.findings:
-            return 2  # figures, of which no standard said whether they are good
+        if not self.findings and not self.is_decided:
+            return 2
         good = (
             all(result.passed for result in self.results)
             and all(node.state != "introduced" for node in self.nodes)
@@ -246,6 +246,14 @@ class Report:
             and not self.findings
         )
         return 0 if good else 1
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether anything gave a verdict. End metrics alone are figures, of which nothing says whether they are good."""
+        judged = (*self.results, *self.bars)
+        return bool(self.nodes or self.mutants or any(result.status != "noted" for result in judged)) or any(
+            sweep.allowed for sweep in self.sweeps
+        )
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`: numbers that JSON lacks as strings ("inf", "nan")."""

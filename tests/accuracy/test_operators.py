@@ -15,7 +15,7 @@ from torch import Tensor
 from ascend_dsv4.accuracy.calls import load_cases
 from ascend_dsv4.accuracy.matrix import Selection, compare_ops
 from ascend_dsv4.accuracy.operators import FLOAT64, SPECIFIED, dtypes_of, judge_case, prepare, prepared_cases
-from ascend_dsv4.accuracy.results import OutputResult
+from ascend_dsv4.accuracy.results import EndMetrics, OutputResult
 from ascend_dsv4.errors import ConfigError, UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.registry import get_implementation
@@ -137,6 +137,8 @@ class TestRefused:
         noted = tuple(replace(result, status="noted") for result in report.results)
         assert replace(report, results=noted).exit_code == 2
         assert replace(report, results=(*noted, report.results[0])).exit_code == 0
+        end = EndMetrics("prompt", 3, 9.0, 9.0, 0.0, 0, 1, 2.0, 9.0, 9.0)
+        assert replace(report, results=(), ends=(end,)).exit_code == 2
 
     def test_an_exception_could_not_run(self) -> None:
         report = compare_ops(Selection(ops=("gelu",), implementations=("math:sin",), cases=("random",), dtypes=("float32",)))
