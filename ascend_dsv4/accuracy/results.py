@@ -250,10 +250,8 @@ class Report:
     @property
     def is_decided(self) -> bool:
         """Whether anything gave a verdict. End metrics alone are figures, of which nothing says whether they are good."""
-        judged = (*self.results, *self.bars)
-        return bool(self.nodes or self.mutants or any(result.status != "noted" for result in judged)) or any(
-            sweep.allowed for sweep in self.sweeps
-        )
+        statuses = {*(result.status for result in self.results), *(bar.status for bar in self.bars)}
+        return bool(self.nodes or self.mutants or statuses - {"noted"} or any(sweep.allowed for sweep in self.sweeps))
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`: numbers that JSON lacks as strings ("inf", "nan")."""
