@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
@@ -19,6 +19,9 @@ _SPECS: dict[str, OpSpec] = {}
 _IMPLEMENTATIONS: dict[tuple[str, str], Implementation] = {}
 
 F = TypeVar("F", bound=Implementation)
+
+FOREIGN_ERRORS: Final = (Exception, SystemExit)
+"""What code that is not ours may raise: anything. Only KeyboardInterrupt is not its own."""
 
 
 def define(spec: OpSpec) -> OpSpec:
@@ -57,8 +60,7 @@ def get_implementation(name: str, implementation: str) -> Implementation:
     spec = get_spec(name)
     if ":" in implementation:
         module, _, function = implementation.rpartition(":")
-        source = _load_file(Path(module)) if module.endswith(".py") else importlib.import_module(module)
-        return getattr(source, function)  # type: ignore[no-any-return]
+        return getattr(_load_module(module), function)  # type: ignore[no-any-return]
     if implementation not in IMPLEMENTATION_MODULES:
         raise UnsupportedError(
             f"operator {name!r}: unknown implementation {implementation!r}; known: {', '.join(IMPLEMENTATION_MODULES)}, "
@@ -66,6 +68,16 @@ def get_implementation(name: str, implementation: str) -> Implementation:
         )
     importlib.import_module(f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}")
     return _IMPLEMENTATIONS[spec.name, implementation]
+
+
+def _load_module(name: str) -> ModuleType:
+    """A module of anybody's own. Raises ImportError whatever it raises itself."""
+    try:
+        return _load_file(Path(name)) if name.endswith(".py") else importlib.import_module(name)
+    except ImportError:
+        raise
+    except FOREIGN_ERRORS as error:
+        raise ImportError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 @cache

@@ -16,12 +16,14 @@ from ascend_dsv4.accuracy.far import check_strays, far_arguments, gather_back, r
 from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.ops.cases import Case, CaseInputs, ExpectedCase, arg_dtypes, resolve_attrs
 from ascend_dsv4.ops.library import tensor_type
-from ascend_dsv4.ops.registry import get_implementation, get_spec
+from ascend_dsv4.ops.registry import FOREIGN_ERRORS, get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation, OpSpec, TensorType
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Arguments = dict[str, Tensor | None]
 """Tensors of a call by argument name, in contract order."""
+CALL_ERRORS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
+"""What a call may raise that could not be made or judged; anything else is a mistake of ours."""
 
 
 def load_cases(name: str) -> tuple[Case, ...]:
@@ -69,6 +71,7 @@ def to_numpy(tensor: Tensor) -> Array:
     """The values in a type numpy has: 16-bit floats as float32, FP8 as its codes."""
     if tensor.dtype == torch.float8_e4m3fn:
         return tensor.view(torch.uint8).numpy().copy()
+    tensor = tensor.detach().resolve_conj().resolve_neg()  # numpy has neither gradients nor lazy signs
     narrow = tensor.dtype in (torch.bfloat16, torch.float16)
     return (tensor.float() if narrow else tensor).numpy().copy()
 
@@ -98,13 +101,25 @@ class OutputCountError(ValueError):
     """An implementation returned more or fewer outputs than the contract has."""
 
 
+class ImplementationError(RuntimeError):
+    """An implementation raised something that is none of CALL_ERRORS, be it an exit."""
+
+
 def call(
     name: str, implementation: str | Implementation, tensors: Arguments, attrs: dict[str, Any], *, strict: bool = True
 ) -> dict[str, Tensor]:
-    """Outputs, and the arguments that were written, by name. raises OutputCountError, unless not `strict`"""
+    """Outputs, and the arguments that were written, by name.
+
+    Raises one of CALL_ERRORS whatever the implementation raises; OutputCountError unless not `strict`.
+    """
     spec = get_spec(name)
     function = get_implementation(name, implementation) if isinstance(implementation, str) else implementation
-    outs = function(*tensors.values(), **attrs)
+    try:
+        outs = function(*tensors.values(), **attrs)
+    except CALL_ERRORS:
+        raise
+    except FOREIGN_ERRORS as error:
+        raise ImplementationError(f"it raised {type(error).__name__}: {error}") from error
     outs = () if outs is None else tuple(outs) if isinstance(outs, tuple | list) else (outs,)
     if strict and len(outs) != len(spec.outs):
         raise OutputCountError(f"{len(outs)} outputs, expected {len(spec.outs)}: {', '.join(spec.outs) or 'None'}")

@@ -40,7 +40,7 @@ GRIDS: Mapping[str, Grid] = {
 
 
 def grid_figures(actual: Array, golden: Array, rounding: str, rope_dim: int) -> dict[str, float]:
-    """Rows [num_rows, width] against golden ones, with the scales of the golden ones; whole groups only.
+    """Rows [num_rows, width] against golden ones, with the scales of the golden ones; a last group may be partial.
 
     code_distance  largest number of grid points between two elements; codes_differ  share of elements that are not on the same
     point; off_grid  elements of `actual` on no point; scale_steps  largest |log2| of a group's scale over the golden one
@@ -48,7 +48,8 @@ def grid_figures(actual: Array, golden: Array, rounding: str, rope_dim: int) -> 
     grid = GRIDS[rounding]
     width = golden.shape[1] - (rope_dim if grid.rotary_tail else 0)
     size = min(grid.group, width)
-    mine, right = (rows[:, : width // size * size].astype(np.float64).reshape(-1, size) for rows in (actual, golden))
+    fill = ((0, 0), (0, -width % size))  # zeros on both sides, which are no difference
+    mine, right = (np.pad(rows[:, :width].astype(np.float64), fill).reshape(-1, size) for rows in (actual, golden))
     scale, my_scale = scales(right, grid), scales(mine, grid)
     points, my_points = places(right / scale, grid), places(mine / scale, grid)
     on_own = grid.values[np.abs(places(mine / my_scale, grid))]
@@ -57,7 +58,7 @@ def grid_figures(actual: Array, golden: Array, rounding: str, rope_dim: int) -> 
     distance = np.abs(my_points - points)
     return {
         "code_distance": float(distance.max(initial=0)),
-        "codes_differ": float((distance > 0).mean()) if distance.size else 0.0,
+        "codes_differ": float((distance > 0).sum()) / max(len(golden) * width, 1),
         "off_grid": float((on_own * my_scale != np.abs(mine)).sum()),
         "scale_steps": float(steps.max(initial=0.0)),
     }

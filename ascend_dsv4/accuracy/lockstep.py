@@ -23,7 +23,7 @@ from ascend_dsv4.errors import ConfigError, UnsupportedError
 from ascend_dsv4.graph.ir import BUILTINS, Graph, Node, Value, is_weight
 from ascend_dsv4.ops.library import tensor_type
 from ascend_dsv4.ops.linear.reference import decode_weight
-from ascend_dsv4.ops.registry import BoundOps, get_implementation, get_spec
+from ascend_dsv4.ops.registry import FOREIGN_ERRORS, BoundOps, get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -235,8 +235,14 @@ class _Call:
             made = self._plan(None, {}, given)[1]
             return tuple(made[value.name] for value in self.node.outs)
         assert self._function is not None
-        outs = self._function(*tensors, **self.node.attrs)
-        outs = () if outs is None else outs if isinstance(outs, tuple) else (outs,)
+        try:
+            outs = self._function(*tensors, **self.node.attrs)
+        except FOREIGN_ERRORS as error:
+            raise UnsupportedError(
+                f"override of {self.node.op}: it raised {type(error).__name__}: {error}; expected the outputs of its contract, "
+                "because later nodes read them. Run it alone with `ascend-dsv4 compare ops`."
+            ) from error
+        outs = () if outs is None else tuple(outs) if isinstance(outs, tuple | list) else (outs,)
         self._check_outputs(tensors, outs)
         return outs
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ascend_dsv4.accuracy.calls import load_cases
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, load_cases, load_expected
 from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.naive import NAIVE, naive
 from ascend_dsv4.accuracy.operators import PreparedCase, judge_case, prepare, prepared_cases
@@ -158,7 +158,7 @@ def _run(
         )
         if selection.recheck:
             found = [_rechecked(selection, prepared, function, baseline, result) for result in found]
-    except (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except CALL_ERRORS as error:
         message = f"{type(error).__name__}: {error}"
         errors.append(CaseError(prepared.op, implementation, prepared.dtype, prepared.name, message, command))
         return
@@ -183,6 +183,8 @@ def _rechecked(
         for result in judge_case(
             again, failed.implementation, function, standard=selection.standard, level=selection.level, baseline=baseline
         ):
+            if result.status != "pass" and not result.check.endswith("ratio"):
+                return failed  # by something that no other seed excuses, such as a NaN
             if (result.output, result.golden) == (failed.output, failed.golden):
                 ratios.append(result.ratio)
     if not recheck(ratios, 1.0):
@@ -191,12 +193,17 @@ def _rechecked(
 
 
 def _thin_cells(selection: Selection, results: Iterable[OutputResult]) -> list[str]:
-    """Cells with too few elements to say anything. A choice of cases is the user's own."""
+    """Cells with too few elements to say anything. A choice of cases is the user's own, unless nothing goes by it."""
     counts: dict[tuple[str, str, str], int] = defaultdict(int)
     for result in results:
         counts[result.op, result.implementation, result.dtype] += result.num_elements
     if tuple(selection.cases) != ("*",):
-        return [f"{op} {impl} {dtype}: nothing was compared" for (op, impl, dtype), count in counts.items() if count == 0]
+        names = {case.name for op in selection.ops for case in (*load_cases(op), *load_expected(op))}
+        return [
+            f"--case {pattern}: matches no case of {', '.join(selection.ops)}"
+            for pattern in selection.cases
+            if not any(fnmatchcase(name, pattern) for name in names)
+        ]
     thin = [
         f"{op} {impl} {dtype}: {count} elements in all cases together, expected at least {MIN_ELEMENTS}"
         for (op, impl, dtype), count in counts.items()

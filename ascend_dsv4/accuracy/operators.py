@@ -111,10 +111,12 @@ def prepare(name: str, case: Case, dtype: str, seed: int = 0) -> PreparedCase:
 
 def prepare_expected(name: str, case: ExpectedCase) -> PreparedCase:
     """A case whose answer comes from elsewhere, in float32."""
-    inputs = case.inputs()
+    spec, inputs = get_spec(name), case.inputs()
+    attrs = resolve_attrs(inputs, "float32")
     return PreparedCase(
-        name, case.name, EXPECTED, "float32", inputs, resolve_attrs(inputs, "float32"),
+        name, case.name, EXPECTED, "float32", inputs, attrs,
         goldens={EXPECTED: case.outs}, deciding=frozenset((EXPECTED,)), tolerance=case.tolerance,
+        scores=choice_scores(name, arguments(spec, inputs, "float32"), attrs) if spec.choices else {},
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ascend_dsv4.accuracy.calls import Arguments, Array, call, same_bits, to_numpy
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, Arguments, Array, call, same_bits, to_numpy
 from ascend_dsv4.accuracy.capsule import RecordedCall, processor, versions
 from ascend_dsv4.accuracy.capsule_reading import Capsule, open_capsule
 from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
@@ -28,6 +28,7 @@ from ascend_dsv4.accuracy.judging import OutputContext, judge_output
 from ascend_dsv4.accuracy.results import CaseError, OutputResult, Report
 from ascend_dsv4.accuracy.stored_tensors import changed_rows
 from ascend_dsv4.errors import CapsuleError, ConfigError
+from ascend_dsv4.ops.compare import is_constant
 from ascend_dsv4.ops.library import dtype_name
 from ascend_dsv4.ops.registry import IMPLEMENTATION_MODULES, get_implementation, get_spec
 from ascend_dsv4.ops.spec import EXACT, Implementation
@@ -35,8 +36,6 @@ from ascend_dsv4.ops.spec import EXACT, Implementation
 RECORDED, FLOAT64 = "recorded", "float64"
 BITS, TOLERANCE = "bits", "tolerance"
 VACUOUS = "every recorded output holds one value throughout: nothing could have failed"
-_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What an implementation may raise; anything else is a mistake of ours."""
 
 
 def replay(
@@ -72,7 +71,7 @@ def replay(
             progress(f"call {recorded.number}: {recorded.op} of {recorded.graph}, step {recorded.step}")
             try:
                 results += replayer.run(recorded)
-            except _FAILURES as error:
+            except CALL_ERRORS as error:
                 if isinstance(error, CapsuleError):
                     raise
                 errors.append(replayer.error(recorded, error))
@@ -195,13 +194,28 @@ class _Replayer:
         before = self._capsule.arguments(recorded) if self.standard == TOLERANCE else tensors
         made = _Made(recorded, before, outs, golden, _defined_rows(recorded, tensors, golden))
         if self._implementation is not None:
-            problem = self._overwritten(made, tensors)
+            problem = self._other_dtype(made) or self._overwritten(made, tensors)
             if problem is not None:
                 return [problem]
         results = [result for name in outs if (result := self._against_recorded(made, name)) is not None]
         if self.standard == TOLERANCE and results:
             results += self._against_float64(made)
         return [replace(result, command=self.command(recorded.number)) for result in results]
+
+    def _other_dtype(self, made: _Made) -> OutputResult | None:
+        """An output is wider or narrower than the contract says: its values could well be right."""
+        for name, golden in made.golden.items():
+            if made.outs[name].dtype != golden.dtype:
+                reason = f"{name} is {dtype_name(made.outs[name].dtype)}, expected {dtype_name(golden.dtype)}"
+                return self._call_problem(made.recorded, name, "types", reason)
+        return None
+
+    def _call_problem(self, recorded: RecordedCall, name: str, check: str, reason: str) -> OutputResult:
+        """What is wrong with a call whatever its values."""
+        return OutputResult(
+            recorded.op, self._implementation or "", compute_dtype(recorded), case_name(recorded), RECORDED, name, RECORDED,
+            self.standard, "fail", reason, check, float("inf"), 1, command=self.command(recorded.number),
+        )  # fmt: skip
 
     def _overwritten(self, made: _Made, tensors: Arguments) -> OutputResult | None:
         """An argument that is not to be written was."""
@@ -210,11 +224,7 @@ class _Replayer:
             fresh = made.before[name]
             if tensor is None or fresh is None or name in get_spec(recorded.op).mutates or same_bits(tensor, fresh):
                 continue
-            return OutputResult(
-                recorded.op, self._implementation or "", compute_dtype(recorded), case_name(recorded), RECORDED, name, RECORDED,
-                self.standard, "fail", f"argument {name} was overwritten", "arguments", float("inf"), 1,
-                command=self.command(recorded.number),
-            )  # fmt: skip
+            return self._call_problem(recorded, name, "arguments", f"argument {name} was overwritten")
         return None
 
     def _against_recorded(self, made: _Made, name: str) -> OutputResult | None:
@@ -225,7 +235,7 @@ class _Replayer:
         if golden.numel() == 0 and mine.shape == golden.shape:
             return None
         actual, expected = to_numpy(mine), to_numpy(golden)
-        self.varied |= bool((expected != expected.flat[0]).any())
+        self.varied |= bool(expected.size) and not is_constant(expected)
         context = self._context(made, name, RECORDED, actual, expected)
         if self.standard == TOLERANCE:
             return judge_output(context)

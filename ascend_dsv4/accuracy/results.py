@@ -232,8 +232,10 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0 pass, 1 fail, 2 could not run (nothing was compared, or a case broke off)."""
+        """0 pass, 1 fail, 2 could not run (nothing was compared, or decided, or a case broke off)."""
         if self.errors or not (self.results or self.nodes or self.ends or self.sweeps or self.mutants):
+            return 2
+        if not self.findings and not self.is_decided:
             return 2
         good = (
             all(result.passed for result in self.results)
@@ -244,6 +246,12 @@ class Report:
             and not self.findings
         )
         return 0 if good else 1
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether anything gave a verdict. End metrics alone are figures, of which nothing says whether they are good."""
+        statuses = {*(result.status for result in self.results), *(bar.status for bar in self.bars)}
+        return bool(self.nodes or self.mutants or statuses - {"noted"} or any(sweep.allowed for sweep in self.sweeps))
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`: numbers that JSON lacks as strings ("inf", "nan")."""

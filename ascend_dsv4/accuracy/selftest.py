@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ascend_dsv4.accuracy.calls import load_cases
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, load_cases
 from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.judging import OutputContext, judge_output
 from ascend_dsv4.accuracy.mutants import Function, Mutant, built_in
@@ -60,7 +60,6 @@ WITNESSES: Mapping[str, str] = {
 }
 """Check → a mutant or probe that no other check catches."""
 _KINDS = ("typical", "boundary", "hostile")
-_RUN_ERRORS = (ArithmeticError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError, AttributeError)
 
 Judge = Callable[[Function], list[OutputResult]]
 """Runs a function on one case."""
@@ -167,7 +166,7 @@ def try_mutants(
             if not trial.is_caught and not trial.errors:
                 try:
                     trial.take(judge(trial.mutant.function))
-                except _RUN_ERRORS as error:
+                except CALL_ERRORS as error:
                     message = f"{type(error).__name__}: {error}"
                     trial.errors.append(CaseError(op, trial.mutant.name, dtype, name, message))
     return [_result(trial, top) for trial in trials], [error for trial in trials for error in trial.errors]
@@ -185,7 +184,7 @@ def try_probe(probe: Probe, without: Collection[str] = ()) -> MutantResult:
     where = ""
     try:
         ratio, check = probe.vacuous(without)
-    except _RUN_ERRORS as error:
+    except CALL_ERRORS as error:
         ratio, check, where = 0.0, "", f"{type(error).__name__}: {error}"
     caught = original < ORIGINAL_BELOW and not wrongly and ratio > MUTANT_ABOVE and bool(check)
     return MutantResult(f"{VACUITY}/{probe.name}", "comparison", probe.what, original, ratio, where, check, caught)

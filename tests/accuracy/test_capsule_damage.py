@@ -287,6 +287,14 @@ def test_no_code_is_looked_up_by_what_a_capsule_says(capsule: Path, tmp_path: Pa
     assert replay(capsule, "reference", call=0).exit_code == 0
 
 
+def test_another_dtype_is_no_output_of_the_contract(capsule: Path, tmp_path: Path) -> None:
+    """Its values are those of the recording."""
+    lines = ["from ascend_dsv4.ops.rms_norm.reference import rms_norm", "wide = lambda *x, eps: rms_norm(*x, eps=eps).double()"]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    report = replay(capsule, f"{tmp_path}/mine.py:wide", ops=["rms_norm"])
+    assert report.exit_code == 1 and {result.check for result in report.results} == {"types"}
+
+
 HOSTILE: dict[str, tuple[Callable[[Manifest], object], str]] = {
     "offset": (lambda x: x.update(offset=1 << 58), "B of memory"),
     "stride": (lambda x: x.update(strides=[1 << 50, 1]), "B of memory"),

@@ -130,6 +130,14 @@ class TestGrids:
         found = grid_figures(actual, golden, "fp4_b32", 0)
         assert found == {"code_distance": 12.0, "codes_differ": 3 / 64, "off_grid": 1.0, "scale_steps": 2.0}
 
+    def test_a_partial_group_is_looked_at(self) -> None:
+        """Six elements behind a whole group; 448 and 0 are 126 points apart."""
+        golden = np.full((1, 80), 448.0)
+        actual = golden.copy()
+        actual[0, 65] = 0.0
+        found = grid_figures(actual, golden, "fp8", 10)
+        assert found == {"code_distance": 126.0, "codes_differ": 1 / 70, "off_grid": 0.0, "scale_steps": 0.0}
+
     def test_the_rotary_tail_is_left_out(self) -> None:
         golden = np.full((1, 80), 448.0)
         actual = golden.copy()

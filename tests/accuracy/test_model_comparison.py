@@ -345,6 +345,14 @@ def test_what_cannot_be_walked(v4: LLM, prompt: Prompt) -> None:
         compare(v4, prompt, [Override("hc_pre", lambda *a, **k: reference("hc_pre")(*a, **k)[0])])
 
 
+def test_an_override_that_raises(v4: LLM, prompt: Prompt) -> None:
+    def leaves(*tensors: Any, **attrs: Any) -> Any:
+        raise SystemExit(0)
+
+    with pytest.raises(UnsupportedError, match="override of rms_norm: it raised SystemExit"):
+        compare(v4, prompt, [Override("rms_norm", leaves)])
+
+
 def test_overrides_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("somebodys_kernels")
     module.rope = half_split  # type: ignore[attr-defined]

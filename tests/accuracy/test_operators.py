@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +14,8 @@ from torch import Tensor
 
 from ascend_dsv4.accuracy.calls import load_cases
 from ascend_dsv4.accuracy.matrix import Selection, compare_ops
-from ascend_dsv4.accuracy.operators import FLOAT64, SPECIFIED, dtypes_of, judge_case, prepare
-from ascend_dsv4.accuracy.results import OutputResult
+from ascend_dsv4.accuracy.operators import FLOAT64, SPECIFIED, dtypes_of, judge_case, prepare, prepared_cases
+from ascend_dsv4.accuracy.results import EndMetrics, OutputResult
 from ascend_dsv4.errors import ConfigError, UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.registry import get_implementation
@@ -126,10 +128,59 @@ class TestRefused:
         assert compare_ops(Selection(ops=("rms_norm",), cases=("no-such-case",))).exit_code == 2
         assert compare_ops(Selection(ops=("rms_norm",), cases=("tokens-0",))).exit_code == 2
 
+    def test_a_pattern_that_matches_nothing(self) -> None:
+        report = compare_ops(Selection(ops=("gelu",), dtypes=("float32",), cases=("tokens-3", "token-4")))
+        assert report.findings == ("--case token-4: matches no case of gelu",) and report.exit_code == 1
+
+    def test_figures_without_a_verdict(self) -> None:
+        report = compare_ops(Selection(ops=("gelu",), dtypes=("float32",), cases=("tokens-3",)))
+        noted = tuple(replace(result, status="noted") for result in report.results)
+        assert replace(report, results=noted).exit_code == 2
+        assert replace(report, results=(*noted, report.results[0])).exit_code == 0
+        end = EndMetrics("prompt", 3, 9.0, 9.0, 0.0, 0, 1, 2.0, 9.0, 9.0)
+        assert replace(report, results=(), ends=(end,)).exit_code == 2
+
     def test_an_exception_could_not_run(self) -> None:
         report = compare_ops(Selection(ops=("gelu",), implementations=("math:sin",), cases=("random",), dtypes=("float32",)))
         assert report.exit_code == 2
         assert report.errors[0].case == "random" and "--case random" in report.errors[0].command
+
+
+@pytest.mark.parametrize("error", [AssertionError, MemoryError, OSError, StopIteration, SystemExit, UserWarning])
+def test_whatever_an_implementation_raises_is_a_case_error(monkeypatch: pytest.MonkeyPatch, error: type[Exception]) -> None:
+    def broken(*tensors: Tensor, **attrs: Any) -> Tensor:
+        raise error(0)
+
+    monkeypatch.setattr("ascend_dsv4.accuracy.matrix.get_implementation", lambda op, name: broken)
+    report = compare_ops(Selection(ops=("rms_norm",), dtypes=("float32",), cases=("tokens-3",)))
+    assert report.exit_code == 2 and error.__name__ in report.errors[0].message
+
+
+@pytest.mark.parametrize("content", ["def f(x,:", "import sys; sys.exit(0)", "assert False"])
+def test_a_file_that_cannot_be_imported(tmp_path: Path, content: str) -> None:
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(ConfigError, match="cannot be imported"):
+        compare_ops(Selection(ops=("rms_norm",), implementations=(f"{tmp_path}/mine.py:f",)))
+
+
+def test_any_of_equal_choices_will_do() -> None:
+    """Also where the answer comes from elsewhere."""
+
+    def last_of_equals(logits: Tensor, *others: Tensor | None, **attrs: Any) -> tuple[Tensor, Tensor]:
+        reference = get_implementation("route", "reference")
+        if others[0] is not None or others[1] is not None or others[3] is not None or attrs["n_group"] > 1:
+            return reference(logits, *others, **attrs)  # type: ignore[no-any-return]
+        ids, weights = reference(logits.flip(1), *others, **attrs)
+        return (logits.shape[1] - 1 - ids).int(), weights
+
+    report = [judge_case(case, "mine", last_of_equals) for case in prepared_cases("route", ("float32",))]
+    results = [result for found in report for result in found]
+    assert any(result.figures.get("tied_rows") and result.golden == "expected" for result in results)
+    assert not checks(results)
+
+
+def test_outputs_with_gradients_are_outputs() -> None:
+    assert not checks(run("rms_norm", lambda x, weight, *, eps: rms_norm(x, weight, eps=eps).requires_grad_()))
 
 
 def test_double_benchmark_by_the_naive_composition() -> None:

@@ -28,6 +28,21 @@ class TestAll:
         verdict = judge(standard, asked(np.zeros(100), np.zeros(100), baseline=np.ones(100)))
         assert (verdict.status, verdict.check) == ("refused", "constant")
 
+    @pytest.mark.parametrize("value", [0, 1e-3])
+    @pytest.mark.parametrize("standard", STANDARDS)
+    def test_a_constant_for_small_numbers_does_not_pass(self, standard: str, value: float) -> None:
+        """Every one of them is within the absolute tolerance of bfloat16."""
+        golden = np.linspace(-2e-3, 2e-3, 64)
+        verdict = judge(standard, Asked(np.full(64, value), golden, "bfloat16", Tolerance(1e-2, 0, 5e-6), baseline=-golden))
+        assert verdict.status in ("fail", "refused") and verdict.ratio > 1
+
+    @pytest.mark.parametrize("standard", STANDARDS)
+    def test_a_constant_for_what_the_format_cannot_tell_apart(self, standard: str) -> None:
+        golden = np.linspace(1, 1 + 2.0**-10, 64)
+        baseline = np.full(64, 1 - 2.0**-8)
+        verdict = judge(standard, Asked(np.ones(64), golden, "bfloat16", Tolerance(1e-3, 1e-2, 5e-6), baseline=baseline))
+        assert verdict.status in ("pass", "noted")
+
     @pytest.mark.parametrize("standard", STANDARDS)
     def test_the_same_array_is_refused(self, standard: str) -> None:
         array = f32([1, 2, 3])
@@ -104,6 +119,8 @@ class TestDouble:
         assert not recheck([3.0] * 150 + [0.5] * 60, 1.0)
         assert not recheck([0.5] * 199, 1.0)
         assert not recheck([0.5] * 199 + [INF] * 100, 1.0)
+        assert recheck([0.5] * 200 + [INF] * 100, 1.0)
+        assert not recheck([0.5] * 200 + [INF] * 300, 1.0), "what is infinite more often than not"
 
 
 class TestMixed:

@@ -17,7 +17,7 @@ from ascend_dsv4.accuracy.mutants import Mutant, described
 from ascend_dsv4.accuracy.mutants.host import HOST_FUNCTIONS
 from ascend_dsv4.errors import ConfigError
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.registry import get_spec
+from ascend_dsv4.ops.registry import FOREIGN_ERRORS, get_spec
 
 _FORM = 'MUTANTS = {"operator/bug": function}'
 
@@ -48,10 +48,7 @@ def _imported(path: Path) -> Any:
     sys.modules[spec.name] = module  # where dataclasses and pickles look for it
     try:
         spec.loader.exec_module(module)
-    except (
-        ImportError, SyntaxError, NameError, AttributeError, TypeError, ValueError, LookupError, ArithmeticError, RuntimeError,
-        AssertionError, OSError,
-    ) as error:  # fmt: skip
+    except FOREIGN_ERRORS as error:
         raise ConfigError(
             f"{path}: cannot be imported: {type(error).__name__}: {error}; expected a file that Python can run, because "
             "mutants are its functions. Run it with python to see where it fails."

@@ -215,6 +215,8 @@ def verdict(report: Report) -> Verdict:
         sentences.append(count_text(len(report.findings), "further finding"))
     if not (report.results or report.nodes or report.ends or report.sweeps or report.mutants):
         sentences.append("nothing was compared")
+    elif not report.is_decided:
+        sentences.append("nothing was decided")
     words_by_code: tuple[Literal["pass", "fail", "could not run"], ...] = ("pass", "fail", "could not run")
     return Verdict(words_by_code[report.exit_code], tuple(sentences))
 
