@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ascend_dsv4.accuracy.calls import to_numpy
+from ascend_dsv4.accuracy.calls import to_numpy, told
 from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.backend.base import Backend, Observer, Tensor
 from ascend_dsv4.backend.cpu import CpuBackend
@@ -23,7 +23,7 @@ from ascend_dsv4.errors import ConfigError, UnsupportedError
 from ascend_dsv4.graph.ir import BUILTINS, Graph, Node, Value, is_weight
 from ascend_dsv4.ops.library import tensor_type
 from ascend_dsv4.ops.linear.reference import decode_weight
-from ascend_dsv4.ops.registry import BoundOps, get_implementation, get_spec
+from ascend_dsv4.ops.registry import RAISED, BoundOps, get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -235,7 +235,14 @@ class _Call:
             made = self._plan(None, {}, given)[1]
             return tuple(made[value.name] for value in self.node.outs)
         assert self._function is not None
-        outs = self._function(*tensors, **self.node.attrs)
+        try:
+            outs = self._function(*tensors, **self.node.attrs)
+        except RAISED as error:
+            spec = get_spec(self.node.op)
+            raise UnsupportedError(
+                f"override of {spec.name}, node {label(self.node)}: {told(error, spec)}; expected the outputs of the contract, "
+                f"because later nodes read them. Try it alone: compare ops --op {spec.name} --impl with the same function."
+            ) from error
         outs = () if outs is None else outs if isinstance(outs, tuple) else (outs,)
         self._check_outputs(tensors, outs)
         return outs

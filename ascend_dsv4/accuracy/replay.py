@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ascend_dsv4.accuracy.calls import Arguments, Array, call, same_bits, to_numpy
+from ascend_dsv4.accuracy.calls import Arguments, Array, call, same_bits, to_numpy, told
 from ascend_dsv4.accuracy.capsule import RecordedCall, processor, versions
 from ascend_dsv4.accuracy.capsule_reading import Capsule, open_capsule
 from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
@@ -29,14 +29,12 @@ from ascend_dsv4.accuracy.results import CaseError, OutputResult, Report
 from ascend_dsv4.accuracy.stored_tensors import changed_rows
 from ascend_dsv4.errors import CapsuleError, ConfigError
 from ascend_dsv4.ops.library import dtype_name
-from ascend_dsv4.ops.registry import IMPLEMENTATION_MODULES, get_implementation, get_spec
+from ascend_dsv4.ops.registry import IMPLEMENTATION_MODULES, RAISED, get_implementation, get_spec
 from ascend_dsv4.ops.spec import EXACT, Implementation
 
 RECORDED, FLOAT64 = "recorded", "float64"
 BITS, TOLERANCE = "bits", "tolerance"
 VACUOUS = "every recorded output holds one value throughout: nothing could have failed"
-_FAILURES = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
-"""What an implementation may raise; anything else is a mistake of ours."""
 
 
 def replay(
@@ -72,7 +70,7 @@ def replay(
             progress(f"call {recorded.number}: {recorded.op} of {recorded.graph}, step {recorded.step}")
             try:
                 results += replayer.run(recorded)
-            except _FAILURES as error:
+            except RAISED as error:
                 if isinstance(error, CapsuleError):
                     raise
                 errors.append(replayer.error(recorded, error))
@@ -180,7 +178,7 @@ class _Replayer:
         """A call that broke off."""
         return CaseError(
             recorded.op, self._implementation or recorded.implementation, compute_dtype(recorded), case_name(recorded),
-            f"{type(error).__name__}: {error}", self.command(recorded.number),
+            told(error, get_spec(recorded.op)), self.command(recorded.number),
         )  # fmt: skip
 
     def run(self, recorded: RecordedCall) -> list[OutputResult]:

@@ -70,6 +70,11 @@ def off_by_one_entries(*tensors: Any, **attrs: Any) -> Any:
     return torch.where(entries > 0, entries - 1, entries), blocks
 
 
+def broken(*tensors: Any, **attrs: Any) -> Any:
+    """Any operator, where there is no device for it."""
+    raise RuntimeError("no device")
+
+
 PLANTED: dict[str, tuple[Wrong, str]] = {
     "hc_pre": (transposed_mix, "comb"),
     "sparse_attention": (without_sink, "o"),
@@ -298,6 +303,23 @@ def test_a_thing_is_not_compared_with_itself(golden_v4: Path, v4: LLM, prompt: P
     other = LLM(golden_v4 / "fp8_fp4", weights="fp32", max_model_len=128, max_num_seqs=2, progress=False)
     with pytest.raises(ConfigError, match="cache sizes"):
         compare_model(v4.runner, other.runner, [prompt])
+
+
+@pytest.mark.parametrize(("op", "layers", "said"), [
+    ("gelu", None, "this model does not call it"), ("gelu", {3}, "layer 3 does not call it"),
+    ("index_topk", {0, 3}, "layer 0 does not call it"), ("logits", {3}, "only these do: head"),
+])  # fmt: skip
+def test_an_override_that_nothing_calls(v4: LLM, prompt: Prompt, op: str, layers: set[int] | None, said: str) -> None:
+    override = Override(op, broken, None if layers is None else frozenset(layers))
+    with pytest.raises(ConfigError, match=said):
+        compare_model(v4.runner, None, [prompt], [override])
+
+
+def test_an_override_that_breaks_off(v4: LLM, prompt: Prompt) -> None:
+    with pytest.raises(UnsupportedError, match=r"rms_norm\.0: RuntimeError: no device \(test_model_comparison\.py:\d+\)"):
+        compare_model(v4.runner, None, [prompt], [Override("rms_norm", broken, frozenset({3}))])
+    with pytest.raises(UnsupportedError, match=r"it is called as rms_norm\(x, weight, \*, eps\)"):
+        compare_model(v4.runner, None, [prompt], [Override("rms_norm", lambda x: x)])
 
 
 def test_zeros_on_both_sides_are_no_agreement(v4: LLM, prompt: Prompt) -> None:
