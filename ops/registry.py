@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -47,24 +49,37 @@ def implements(spec: OpSpec, implementation: str) -> Callable[[F], F]:
 def get_spec(name: str) -> OpSpec:
     """The contract of one operator."""
     if name not in OP_NAMES:
-        raise UnsupportedError(f"no operator is called {name!r}; there are: {', '.join(OP_NAMES)}")
+        raise UnsupportedError(
+            f"no operator is called {did_you_mean(name, OP_NAMES)}, expected one of {', '.join(OP_NAMES)}, because only these "
+            "have a contract. Choose among them."
+        )
     importlib.import_module(f"ascend_dsv4.ops.{name}")
     return _SPECS[name]
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A name that is not known, with the most similar one that is."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"{name!r}" + (f" (did you mean {close[0]}?)" if close else "")
 
 
 def get_implementation(name: str, implementation: str) -> Implementation:
     """One implementation, imported on demand. "module:function" or "path/file.py:function" names anybody's own.
 
-    Raises UnsupportedError for an unknown name; ImportError or AttributeError for a module or function that is not there.
+    Raises UnsupportedError for an unknown name; ImportError or AttributeError for a file that cannot be loaded, or a function
+    that is not there.
     """
     spec = get_spec(name)
     if ":" in implementation:
         module, _, function = implementation.rpartition(":")
-        return getattr(_load_module(module), function)  # type: ignore[no-any-return]
+        found = getattr(_load_module(module), function)
+        if not callable(found):
+            raise ImportError(f"{function} of {module} is of type {type(found).__name__}, which nobody can call")
+        return found  # type: ignore[no-any-return]
     if implementation not in IMPLEMENTATION_MODULES:
         raise UnsupportedError(
-            f"operator {name!r}: unknown implementation {implementation!r}; known: {', '.join(IMPLEMENTATION_MODULES)}, "
-            "or module:function"
+            f"operator {name!r}: unknown implementation {implementation!r}, expected {', '.join(IMPLEMENTATION_MODULES)}, or a "
+            "function as module:function or FILE.py:function, because no other names are registered. Name one of these."
         )
     importlib.import_module(f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}")
     return _IMPLEMENTATIONS[spec.name, implementation]
@@ -77,7 +92,8 @@ def _load_module(name: str) -> ModuleType:
     except ImportError:
         raise
     except FOREIGN_ERRORS as error:
-        raise ImportError(f"{name} cannot be imported: {type(error).__name__}: {error}") from error
+        line = error.lineno if isinstance(error, SyntaxError) else traceback.extract_tb(error.__traceback__)[-1].lineno
+        raise ImportError(f"{name} cannot be imported: {type(error).__name__}: {error} (line {line})") from error
 
 
 @cache

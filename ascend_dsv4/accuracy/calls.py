@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import importlib
+import traceback
 import zlib
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +191,18 @@ def answers(name: str, inputs: CaseInputs, dtype: str) -> dict[str, Array]:
 def _wide_arrays(tensors: Arguments) -> dict[str, Array | None]:
     arrays = {arg: None if tensor is None else to_numpy(tensor) for arg, tensor in tensors.items()}
     return {arg: a.astype(np.float64) if a is not None and a.dtype.kind == "f" else a for arg, a in arrays.items()}
+
+
+def told(error: BaseException, spec: OpSpec) -> str:
+    """What an implementation raised, with the place in its file; how it is called, if it did not even begin."""
+    if isinstance(error, ImplementationError) and error.__cause__ is not None:
+        error = error.__cause__
+    frames = traceback.extract_tb(error.__traceback__)
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, TypeError) and (not frames or Path(frames[-1].filename).parent == Path(__file__).parent):
+        attrs = f", *, {', '.join(spec.attrs)}" if spec.attrs else ""
+        return f"{message}; it is called as {spec.name}({', '.join(spec.args)}{attrs})"
+    return f"{message} ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else message
 
 
 def same_bits(left: Tensor, right: Tensor) -> bool:

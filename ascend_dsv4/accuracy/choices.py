@@ -47,6 +47,7 @@ def compare_choices(actual: Array, golden: Array, scores: Array | None, gap: flo
     if relative is not None and golden.size and int(golden.max()) >= relative.shape[1]:
         relative = None  # a golden that disagrees with the scores is not excused by them
     result = compare_sets(actual, golden, relative, tie=gap)
+    reason = result.reason or _gap_in_a_row(actual)
     wanted = max(int((golden >= 0).sum()), 1)
     found = sum(
         len(set(row[row >= 0].tolist()) & set(right[right >= 0].tolist())) for row, right in zip(actual, golden, strict=True)
@@ -60,7 +61,13 @@ def compare_choices(actual: Array, golden: Array, scores: Array | None, gap: flo
     worst = None
     if result.first_wrong >= 0:
         worst = (result.first_wrong, float(next(iter(result.surplus), -1)), float(next(iter(result.missing), -1)))
-    return ChoiceVerdict(result.reason, figures, worst)
+    return ChoiceVerdict(reason, figures, worst)
+
+
+def _gap_in_a_row(actual: Array) -> str:
+    """Readers stop at the first -1, so it must not stand before a choice."""
+    rows = np.flatnonzero(((actual[:, :-1] == -1) & (actual[:, 1:] != -1)).any(axis=1))
+    return f"-1 stands before a choice in {len(rows)} rows, first in row {rows[0]}" if len(rows) else ""
 
 
 def _relative(scores: Array) -> Array:

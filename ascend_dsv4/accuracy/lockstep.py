@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ascend_dsv4.accuracy.calls import to_numpy
+from ascend_dsv4.accuracy.calls import to_numpy, told
 from ascend_dsv4.accuracy.oracles import ORACLES
 from ascend_dsv4.backend.base import Backend, Observer, Tensor
 from ascend_dsv4.backend.cpu import CpuBackend
@@ -63,6 +63,8 @@ class Override:
     function: Implementation
     layers: frozenset[int] | None = None
     """None for every graph of the model."""
+    name: str = "override"
+    """What results call it."""
 
     def replaces(self, op: str, layer: int | None) -> bool:
         """Whether it stands for this operator there."""
@@ -92,7 +94,7 @@ def parse_override(text: str) -> Override:
             f"override {text!r}: {error}; expected a module that can be imported and a function in it, because the candidate "
             "calls it. Check the name, and put the module's folder on PYTHONPATH."
         ) from error
-    return Override(op, found, frozenset(map(int, numbers)) if at else None)
+    return Override(op, found, frozenset(map(int, numbers)) if at else None, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,9 +240,10 @@ class _Call:
         try:
             outs = self._function(*tensors, **self.node.attrs)
         except FOREIGN_ERRORS as error:
+            spec = get_spec(self.node.op)
             raise UnsupportedError(
-                f"override of {self.node.op}: it raised {type(error).__name__}: {error}; expected the outputs of its contract, "
-                "because later nodes read them. Run it alone with `ascend-dsv4 compare ops`."
+                f"override of {spec.name}, node {label(self.node)}: {told(error, spec)}; expected the outputs of the contract, "
+                f"because later nodes read them. Try it alone: compare ops --op {spec.name} --impl with the same function."
             ) from error
         outs = () if outs is None else tuple(outs) if isinstance(outs, tuple | list) else (outs,)
         self._check_outputs(tensors, outs)

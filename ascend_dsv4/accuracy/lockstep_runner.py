@@ -127,6 +127,7 @@ def check_comparable(reference: ModelRunner, candidate: ModelRunner, overrides: 
                 f"compare model: override of {override.op} in layer {beyond[0]}, expected a layer below {count}, because the "
                 "model has no more. Name another layer, or none for all."
             )
+    _check_called(reference, overrides)
     bound = reference.backend.bound_ops().functions
     if same := [override.op for override in overrides if bound.get(override.op) is override.function]:
         raise ConfigError(
@@ -139,6 +140,22 @@ def check_comparable(reference: ModelRunner, candidate: ModelRunner, overrides: 
             "difference, because a comparison of a thing with itself always passes. Choose another op set, backend, dtype or "
             "weights for the candidate, or override an operator."
         )
+
+
+def _check_called(runner: ModelRunner, overrides: Sequence[Override]) -> None:
+    """Raises ConfigError for an override that a step never calls, or not in every layer that it names."""
+    places = runner.graphs.by_place(runner.config)
+    for override in overrides:
+        holders = [where for where, graph in places.items() if any(node.op == override.op for node in graph.nodes)]
+        idle = sorted((override.layers or frozenset()) - set(holders))
+        if idle or not holders:
+            called = sorted({node.op for graph in places.values() for node in graph.nodes} - set(BUILTINS))
+            where = f"only these do: {', '.join(map(str, holders))}" if holders else f"its steps call {', '.join(called)}"
+            raise ConfigError(
+                f"compare model: override of {override.op}: "
+                f"{f'layer {idle[0]} does' if idle else 'this model does'} not call it, expected an operator that is called, "
+                f"because nothing would be replaced and both sides would agree; {where}. Choose among them."
+            )
 
 
 def _description(runner: ModelRunner) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
-from ascend_dsv4.accuracy.calls import CALL_ERRORS, load_cases, load_expected
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, load_cases, load_expected, told
 from ascend_dsv4.accuracy.environment import environment
 from ascend_dsv4.accuracy.naive import NAIVE, naive
 from ascend_dsv4.accuracy.operators import PreparedCase, judge_case, prepare, prepared_cases
@@ -18,7 +18,7 @@ from ascend_dsv4.accuracy.results import CaseError, OutputResult, Report
 from ascend_dsv4.accuracy.standards import DOUBLE_CASES, DOUBLE_LIMITS, STANDARDS, recheck
 from ascend_dsv4.errors import ConfigError
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.registry import get_implementation, get_spec
+from ascend_dsv4.ops.registry import did_you_mean, get_implementation, get_spec
 from ascend_dsv4.ops.spec import Implementation
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -50,8 +50,10 @@ class Selection:
         """Raises ConfigError for what does not exist or does not fit together."""
         unknown = [name for name in self.ops if name not in OP_NAMES]
         if unknown:
+            near = ", ".join(did_you_mean(name, OP_NAMES) for name in unknown)
             raise ConfigError(
-                f"--op {', '.join(unknown)}: no such operator; there are: {', '.join(OP_NAMES)}. Choose among them."
+                f"--op {near}: no such operator, expected one of {', '.join(OP_NAMES)}, because only these have a contract. "
+                "Choose among them."
             )
         for name, value, choices in (
             ("--standard", self.standard, STANDARDS), ("--level", self.level, DOUBLE_LIMITS),
@@ -76,6 +78,18 @@ class Selection:
                 raise ConfigError(
                     f"--impl {implementation}: got {len(self.ops)} operators, expected one, because a function implements one. "
                     "Name it with --op."
+                )
+
+    def check_cases(self) -> None:
+        """Raises ConfigError for a pattern that no case of the chosen operators has."""
+        names = [case.name for op in self.ops for case in (*load_cases(op), *load_expected(op))]
+        for pattern in self.cases:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                one = len(self.ops) == 1
+                there = f"one of {', '.join(dict.fromkeys(names))}" if one else "a case of one of them"
+                raise ConfigError(
+                    f"--case {did_you_mean(pattern, names)}: no case of {self.ops[0] if one else 'these operators'} "
+                    f"is called so, expected {there}, because nothing would be compared. Correct the name or the pattern."
                 )
 
     def wants(self, case: str) -> bool:
@@ -159,7 +173,7 @@ def _run(
         if selection.recheck:
             found = [_rechecked(selection, prepared, function, baseline, result) for result in found]
     except CALL_ERRORS as error:
-        message = f"{type(error).__name__}: {error}"
+        message = told(error, prepared.spec)
         errors.append(CaseError(prepared.op, implementation, prepared.dtype, prepared.name, message, command))
         return
     seconds = time.perf_counter() - started

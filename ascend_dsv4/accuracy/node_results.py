@@ -20,7 +20,7 @@ from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
 from ascend_dsv4.accuracy.figures import FIGURES
 from ascend_dsv4.accuracy.grids import GRIDS, grid_figures
 from ascend_dsv4.accuracy.judging import OutputContext, judge_output
-from ascend_dsv4.accuracy.lockstep import Shown, Visit
+from ascend_dsv4.accuracy.lockstep import Override, Shown, Visit
 from ascend_dsv4.accuracy.results import BINS, PARTS, NodeElement, NodeResult, OutputResult
 from ascend_dsv4.ops.compare import Question, compare
 from ascend_dsv4.ops.registry import get_spec
@@ -44,11 +44,13 @@ class NodeRecorder:
         num_elements: int = 20,
         standard: str = "tolerance",
         command: str = "",
+        overrides: Sequence[Override] = (),
     ) -> None:
         self.prompt = ""
         """What results call the tokens that run."""
         self._command = command
         self._implementation = implementation
+        self._overrides = tuple(overrides)
         self._standard = standard
         self._wanted = set(nodes)
         self._num_elements = num_elements
@@ -98,7 +100,7 @@ class NodeRecorder:
     def _judge(self, visit: Visit, shown: Shown, cut: _Cut, pair: tuple[Array, Array], scores: Array | None) -> OutputResult:
         actual, golden = pair
         context = OutputContext(
-            op=visit.node.op, implementation=self._implementation, dtype=shown.dtype,
+            op=visit.node.op, implementation=self._name_of(visit), dtype=shown.dtype,
             case=f"{self.prompt} step {visit.step}".lstrip(), kind="recorded", output=shown.name, golden="reference",
             actual=actual, expected=golden,
             output_dtype=shown.dtype if golden.dtype.kind == "f" else str(golden.dtype), tolerance=cut.tolerance,
@@ -114,6 +116,11 @@ class NodeRecorder:
         if command and place not in command:
             command += f" --node {place}"
         return dataclasses.replace(result, worst=worst, command=command)
+
+    def _name_of(self, visit: Visit) -> str:
+        """Which implementation the candidate runs at a node."""
+        fitting = [override.name for override in self._overrides if override.replaces(visit.node.op, visit.layer)]
+        return fitting[-1] if fitting else self._implementation
 
     def _defined(self, visit: Visit, shown: Shown) -> NDArray[np.intp] | None:
         """Numbers of the rows that say something; None for all of them."""

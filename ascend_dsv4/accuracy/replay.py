@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ascend_dsv4.accuracy.calls import CALL_ERRORS, Arguments, Array, call, same_bits, to_numpy
+from ascend_dsv4.accuracy.calls import CALL_ERRORS, Arguments, Array, call, same_bits, to_numpy, told
 from ascend_dsv4.accuracy.capsule import RecordedCall, processor, versions
 from ascend_dsv4.accuracy.capsule_reading import Capsule, open_capsule
 from ascend_dsv4.accuracy.choices import PAIRED, choice_scores, pair_with
@@ -179,7 +179,7 @@ class _Replayer:
         """A call that broke off."""
         return CaseError(
             recorded.op, self._implementation or recorded.implementation, compute_dtype(recorded), case_name(recorded),
-            f"{type(error).__name__}: {error}", self.command(recorded.number),
+            told(error, get_spec(recorded.op)), self.command(recorded.number),
         )  # fmt: skip
 
     def run(self, recorded: RecordedCall) -> list[OutputResult]:

@@ -186,7 +186,7 @@ class SweepResult:
     """Different outputs among them, bit for bit."""
     max_abs: float
     """Largest difference of logits between any of them and the first."""
-    allowed: bool
+    promised: bool
     """Whether the implementation promises a single output."""
 
 
@@ -241,7 +241,7 @@ class Report:
             all(result.passed for result in self.results)
             and all(node.state != "introduced" for node in self.nodes)
             and all(bar.status != "fail" for bar in self.bars)
-            and all(sweep.num_distinct == 1 or not sweep.allowed for sweep in self.sweeps)
+            and all(sweep.num_distinct == 1 or not sweep.promised for sweep in self.sweeps)
             and all(mutant.caught for mutant in self.mutants)
             and not self.findings
         )
@@ -251,7 +251,7 @@ class Report:
     def is_decided(self) -> bool:
         """Whether anything gave a verdict. End metrics alone are figures, of which nothing says whether they are good."""
         statuses = {*(result.status for result in self.results), *(bar.status for bar in self.bars)}
-        return bool(self.nodes or self.mutants or statuses - {"noted"} or any(sweep.allowed for sweep in self.sweeps))
+        return bool(self.nodes or self.mutants or statuses - {"noted"} or any(sweep.promised for sweep in self.sweeps))
 
     def to_json(self) -> dict[str, Any]:
         """For `json.dumps`: numbers that JSON lacks as strings ("inf", "nan")."""

@@ -134,6 +134,7 @@ def _ops(args: argparse.Namespace) -> Report:
         baseline=args.baseline,
         recheck=args.recheck,
     )
+    selection.check_cases()
     with progress(len(selection.ops)) as advance:
         return compare_ops(selection, typed_command(), advance)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ascend_dsv4.cli import main
+from ascend_dsv4.ops.registry import _load_file
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -51,6 +52,32 @@ def test_a_broken_kernel_could_not_run(own_kernels: Path) -> None:
     assert run("ops", "--op", "rms_norm", "--impl", f"{own_kernels}:rms_norm", "--dtype", "float32") == 2
 
 
+@pytest.mark.parametrize(("text", "said"), [
+    ("def rms_norm(x):\n    return x\n", "it is called as rms_norm(x, weight, *, eps)"),
+    ("def rms_norm(x, weight, *, eps):\n    return y\n", "NameError: name 'y' is not defined (my_kernels.py:2)"),
+    ("def rms_norm(x, weight, *, eps):\n    assert weight is None and False, 'no'\n", "AssertionError: no (my_kernels.py:2)"),
+    ("def rms_norm(x:\n", "SyntaxError"),
+    ("rms_norm = 1 / 0\n", "ZeroDivisionError: division by zero (line 1)"),
+    ("rms_norm = 5\n", "is of type int, which nobody can call"),
+])  # fmt: skip
+def test_a_broken_kernel_is_told_where_it_broke(
+    own_kernels: Path, capsys: pytest.CaptureFixture[str], text: str, said: str
+) -> None:
+    own_kernels.write_text(text, encoding="utf-8")
+    _load_file.cache_clear()
+    assert run("ops", "--op", "rms_norm", "--impl", f"{own_kernels}:rms_norm", "--dtype", "float32") == 2
+    printed = capsys.readouterr()
+    text = " ".join((printed.out + printed.err).split())
+    assert said in text and text.count(said) == 1, "once, and not for every case"
+
+
+@pytest.mark.parametrize(("words", "near"), [
+    (("--op", "rms_nrom"), "did you mean rms_norm?"), (("--op", "gelu", "--case", "veiw"), "did you mean view?"),
+])  # fmt: skip
+def test_a_slip_of_the_finger(words: tuple[str, ...], near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("ops", *words) == 2 and near in capsys.readouterr().err
+
+
 def test_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """JSON on stdout and in the receipt are the same; XML and page name the operator."""
     paths = {name: tmp_path / name for name in ("receipt", "junit", "html")}
@@ -71,6 +98,7 @@ def test_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("ops", "--op", "gelu", "--impl", "math:no_such_function"),
     ("ops", "--impl", "math:sin"),
     ("ops", "--op", "gelu", "--case", "no-such-case"),
+    ("ops", "--op", "gelu", "--impl", "math:pi"),
     ("ops", "--op", "gelu", "--html", "/no/such/folder/page.html"),
     ("ops", "--op", "gelu", "--standard", "opbase-double"),
     ("selftest", "--mutants", "/no/such/file.py"),

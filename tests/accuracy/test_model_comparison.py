@@ -70,6 +70,11 @@ def off_by_one_entries(*tensors: Any, **attrs: Any) -> Any:
     return torch.where(entries > 0, entries - 1, entries), blocks
 
 
+def broken(*tensors: Any, **attrs: Any) -> Any:
+    """Any operator, where there is no device for it."""
+    raise RuntimeError("no device")
+
+
 PLANTED: dict[str, tuple[Wrong, str]] = {
     "hc_pre": (transposed_mix, "comb"),
     "sparse_attention": (without_sink, "o"),
@@ -124,7 +129,9 @@ def check_planted(report: Report, op: str, output: str, num_layers: int) -> None
 @pytest.mark.parametrize("op", PLANTED)
 def test_an_operator_wrong_in_layer_3_is_named(v4: LLM, prompt: Prompt, op: str) -> None:
     function, output = PLANTED[op]
-    report = compare(v4, prompt, [Override(op, function, frozenset({3}))])
+    report = compare(v4, prompt, [Override(op, function, frozenset({3}), "mine")])
+    names = {(node.layer, node.op): node.introduced.implementation for node in report.nodes}
+    assert {place for place, name in names.items() if name == "mine"} == {(3, op)}
     check_planted(report, op, output, v4.config.num_hidden_layers)
     assert report.ends[0].kl_mean > 1e-5
 
@@ -316,6 +323,23 @@ def test_a_thing_is_not_compared_with_itself(golden_v4: Path, v4: LLM, prompt: P
         compare_model(v4.runner, other.runner, [prompt])
 
 
+@pytest.mark.parametrize(("op", "layers", "said"), [
+    ("gelu", None, "this model does not call it"), ("gelu", {3}, "layer 3 does not call it"),
+    ("index_topk", {0, 3}, "layer 0 does not call it"), ("logits", {3}, "only these do: head"),
+])  # fmt: skip
+def test_an_override_that_nothing_calls(v4: LLM, prompt: Prompt, op: str, layers: set[int] | None, said: str) -> None:
+    override = Override(op, broken, None if layers is None else frozenset(layers))
+    with pytest.raises(ConfigError, match=said):
+        compare_model(v4.runner, None, [prompt], [override])
+
+
+def test_an_override_that_breaks_off(v4: LLM, prompt: Prompt) -> None:
+    with pytest.raises(UnsupportedError, match=r"rms_norm\.0: RuntimeError: no device \(test_model_comparison\.py:\d+\)"):
+        compare_model(v4.runner, None, [prompt], [Override("rms_norm", broken, frozenset({3}))])
+    with pytest.raises(UnsupportedError, match=r"it is called as rms_norm\(x, weight, \*, eps\)"):
+        compare_model(v4.runner, None, [prompt], [Override("rms_norm", lambda x: x)])
+
+
 def test_zeros_on_both_sides_are_no_agreement(v4: LLM, prompt: Prompt) -> None:
     """A model whose attention is zero for a reason of its own passes no comparison."""
     broken = v4.runner.observed(lambda where: None, v4.engine_config)
@@ -349,7 +373,7 @@ def test_an_override_that_raises(v4: LLM, prompt: Prompt) -> None:
     def leaves(*tensors: Any, **attrs: Any) -> Any:
         raise SystemExit(0)
 
-    with pytest.raises(UnsupportedError, match="override of rms_norm: it raised SystemExit"):
+    with pytest.raises(UnsupportedError, match="override of rms_norm, node rms_norm.0: SystemExit"):
         compare(v4, prompt, [Override("rms_norm", leaves)])
 
 
@@ -357,8 +381,9 @@ def test_overrides_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None
     module = types.ModuleType("somebodys_kernels")
     module.rope = half_split  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "somebodys_kernels", module)
-    assert parse_override("rope=somebodys_kernels:rope") == Override("rope", half_split)
-    assert parse_override("rope@3,5=somebodys_kernels:rope") == Override("rope", half_split, frozenset({3, 5}))
+    assert parse_override("rope=somebodys_kernels:rope") == Override("rope", half_split, name="somebodys_kernels:rope")
+    in_two = Override("rope", half_split, frozenset({3, 5}), "somebodys_kernels:rope")
+    assert parse_override("rope@3,5=somebodys_kernels:rope") == in_two
     for text in ("rope", "rope=", "rope@=m:f", "rope@x=m:f", "rope=m", "=m:f"):
         with pytest.raises(ConfigError, match="op=module:function"):
             parse_override(text)

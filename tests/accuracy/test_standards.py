@@ -187,6 +187,11 @@ class TestChoices:
         """What is barred by -∞, nothing where there is something, one thing twice, and what does not exist."""
         assert compare_choices(i32([[0, 1, 2], row]), self.golden, self.scores, 0.5).reason != ""
 
+    def test_readers_stop_at_the_first_gap(self) -> None:
+        golden = i32([[0, 1, -1], [0, 1, 2]])
+        assert compare_choices(i32([[1, 0, -1], [2, 1, 0]]), golden, None, 0.0).reason == ""
+        assert "-1 stands before a choice in 1 rows" in compare_choices(i32([[0, -1, 1], [0, 1, 2]]), golden, None, 0.0).reason
+
     def test_without_scores_sets_are_exact(self) -> None:
         assert compare_choices(i32([[1, 0, 2], [0, 1, 2]]), self.golden, None, 1.0).reason == ""
         assert compare_choices(i32([[3, 0, 2], [0, 1, 2]]), self.golden, None, 1.0).reason != ""

@@ -42,7 +42,7 @@ def test_the_reference_has_one_output(llm: LLM, ids: list[int]) -> None:
     results = run_sweeps(llm.runner, ids, promised=True)
     assert [result.name for result in results] == list(SWEEPS)
     for result in results:
-        assert (result.num_distinct, result.max_abs, result.allowed) == (1, 0.0, True)
+        assert (result.num_distinct, result.max_abs, result.promised) == (1, 0.0, True)
         assert len(result.values) >= 3
 
 
@@ -55,7 +55,7 @@ def test_an_operator_that_looks_at_the_batch(llm: LLM, ids: list[int], name: str
 
     result = swept(llm, ids, crowded, name)
     assert result.num_distinct > 1 and result.max_abs > 0
-    assert not result.allowed  # nobody promised anything for this function
+    assert not result.promised  # nobody promised anything for this function
 
 
 def test_an_operator_that_keeps_count(llm: LLM, ids: list[int]) -> None:

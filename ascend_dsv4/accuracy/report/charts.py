@@ -164,10 +164,13 @@ def _boundaries(points: Sequence[Point], pace: float, bottom: float) -> Markup:
 def _shade(points: Sequence[Point], first: Point | None, x: Callable[[int], float], bottom: float) -> Markup:
     if first is None or not points:
         return Markup("")
-    later = [i for i, point in enumerate(points) if (point.step, point.number) >= (first.step, first.number)]
+    later = [
+        i for i, point in enumerate(points)
+        if (point.step, point.number) >= (first.step, first.number) and point.state != "same"
+    ]  # fmt: skip
     if not later:
         return Markup("")
-    left = x(later[0]) if points[0].step == first.step else _LEFT
+    left = x(later[0])
     return tag("rect", class_="shade", x=round(left, 1), y=_TOP, width=round(_WIDTH - _RIGHT - left, 1), height=bottom - _TOP)
 
 

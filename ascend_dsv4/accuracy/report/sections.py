@@ -311,8 +311,8 @@ def sweeps_panel(sweeps: Sequence[SweepResult]) -> Markup:
         return Markup("")
     rows = []
     for sweep in sweeps:
-        status = "pass" if sweep.num_distinct == 1 else "fail" if sweep.allowed else "noted"
-        promise = "one output" if sweep.allowed else "nothing"
+        status = "pass" if sweep.num_distinct == 1 else "fail" if sweep.promised else "noted"
+        promise = "one output" if sweep.promised else "nothing"
         ways = tag("span", ", ".join(sweep.values), class_="ways")
         rows.append(
             (

@@ -206,7 +206,7 @@ def verdict(report: Report) -> Verdict:
         beyond = sum(bar.status == "fail" for bar in report.bars)
         sentences.append(f"{count_text(len(report.bars), 'bfloat16 bar')}: {beyond:,} exceeded")
     if report.sweeps:
-        broken = sum(sweep.allowed and sweep.num_distinct != 1 for sweep in report.sweeps)
+        broken = sum(sweep.promised and sweep.num_distinct != 1 for sweep in report.sweeps)
         sentences.append(f"{count_text(len(report.sweeps), 'sweep')}: {broken:,} broke a promise of equal outputs")
     if report.mutants:
         caught = sum(mutant.caught for mutant in report.mutants)

@@ -51,7 +51,7 @@ def print_report(report: Report, console: Console, verbose: bool = False) -> Non
             _draw_matrix(console, held)
         if verbose:
             _draw_outputs(console, report)
-        _draw_errors(console, report)
+        _draw_errors(console, report, verbose)
         _draw_objections(console, report, verbose)
         if report.nodes:
             _draw_model(console, report.nodes, verbose)
@@ -116,15 +116,20 @@ def _draw_outputs(console: Console, report: Report) -> None:
     _print(console, table)
 
 
-def _draw_errors(console: Console, report: Report) -> None:
+def _draw_errors(console: Console, report: Report, verbose: bool) -> None:
+    """Without verbose the first case of each message, since one fault shows in many cases."""
     if not report.errors:
         return
     _title(console, "broke off")
-    for error in report.errors:
+    firsts = {(error.op, error.implementation, error.message): error for error in reversed(report.errors)}
+    shown = report.errors if verbose else [error for error in report.errors if error in firsts.values()]
+    for error in shown:
         _head(console, "error", [error.op, error.dtype, error.implementation, f"case {error.case}"])
         for line in error.message.splitlines():
             _sentence(console, line)
         _command(console, error.command)
+    if left := len(report.errors) - len(shown):
+        _line(console, Text(f"\n  … and {left:,} more, with the same messages: --verbose shows all", "dim"))
 
 
 def _draw_objections(console: Console, report: Report, verbose: bool) -> None:
@@ -247,9 +252,9 @@ def _draw_sweeps(console: Console, report: Report) -> None:
     _title(console, "sweeps: what should not matter")
     table = _table("sweep", "ways", "distinct", "max abs", "promised", right=(1, 2, 3))
     for sweep in report.sweeps:
-        status = "pass" if sweep.num_distinct == 1 else "fail" if sweep.allowed else "noted"
+        status = "pass" if sweep.num_distinct == 1 else "fail" if sweep.promised else "noted"
         distinct = Text(f"{MARKS[status]} {sweep.num_distinct}", _STYLES[status])
-        promised = "equal" if sweep.allowed else "nothing"
+        promised = "equal" if sweep.promised else "nothing"
         _add(table, _name(sweep.name), str(len(sweep.values)), distinct, short(sweep.max_abs), promised)
     _print(console, table)
 
