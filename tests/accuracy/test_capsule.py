@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -358,6 +359,19 @@ def test_a_running_server_is_recorded(demo_folder: Path, tmp_path: Path) -> None
     assert len({result["op"] for result in report["results"]}) > 12
 
 
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    """`serve` in this process sends all log lines to a stream that ends with the test."""
+    names = (None, "ascend_dsv4", "uvicorn", "uvicorn.error", "uvicorn.asgi", "uvicorn.access")
+    kept = {name: (logging.getLogger(name).handlers[:], logging.getLogger(name).level) for name in names}
+    yield
+    for name, (handlers, level) in kept.items():
+        logging.getLogger(name).handlers[:] = handlers
+        logging.getLogger(name).setLevel(level)
+    logging.captureWarnings(False)
+
+
+@pytest.mark.usefixtures("logging_as_before")
 def test_a_server_that_recorded_nothing_says_so(
     demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
