@@ -69,7 +69,9 @@ def truths(plain: LLM) -> list[Truth]:
     return never_drafted(plain)
 
 
-@pytest.fixture(scope="module", params=["v4", "v41", "v32"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.goldens(f"golden_{name}")) for name in ("v4", *FOLDERS)]
+)
 def family(request: pytest.FixtureRequest) -> tuple[LLM, list[Truth]]:
     """An engine of a model with room for drafts, and what one without leaves."""
     if request.param == "v4":
