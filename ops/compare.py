@@ -134,12 +134,10 @@ def compare(
             return Comparison(False, reason, num_elements=int(np.size(expected)), num_over=0, ratio=math.inf, check=name)
     if expected.size == 0:
         return Comparison(True, "", 0, 0)
-    pair, ratios = question.pair, question.ratios
+    pair = question.pair
     answers = {name: ask(question) for name, ask in VERDICTS.items() if name not in without}
     failed, reason = next(((name, reason) for name, (_, reason) in answers.items() if reason), ("", ""))
-    ratios = np.where(pair.nonfinite_differ, np.inf, ratios)
-    # Of elements without a limit, such as integers, the one that is furthest off.
-    worst = np.unravel_index(int(np.argmax(np.where(ratios == ratios.max(), question.margin, -np.inf))), ratios.shape)
+    worst = question.worst
     return Comparison(
         passed=not reason,
         reason=reason,
@@ -147,7 +145,7 @@ def compare(
         num_over=int(question.over.sum()),
         max_abs=max_abs(pair),
         max_rel=max_rel(pair),
-        worst_index=tuple(int(i) for i in worst),
+        worst_index=worst,
         worst_actual=float(actual[worst]),
         worst_expected=float(expected[worst]),
         cosine_distance=question.distance,
@@ -201,6 +199,13 @@ class Question:
             return np.where(self.over, np.inf, 0.0)
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return np.where(self.pair.error == 0, 0.0, self.pair.error / self.limit)
+
+    @cached_property
+    def worst(self) -> tuple[int, ...]:
+        """Where the error is the most times its limit; of elements without one, such as integers, the furthest off."""
+        ratios = np.where(self.pair.nonfinite_differ, np.inf, self.ratios)
+        at = np.unravel_index(int(np.argmax(np.where(ratios == ratios.max(), self.margin, -np.inf))), ratios.shape)
+        return tuple(int(i) for i in at)
 
     @cached_property
     def distance(self) -> float:

@@ -14,7 +14,7 @@ from ascend_dsv4.accuracy.choices import compare_choices
 from ascend_dsv4.accuracy.figures import Array, figures
 from ascend_dsv4.accuracy.results import BINS, PARTS, OutputResult, Worst
 from ascend_dsv4.accuracy.standards import Asked, Verdict, judge
-from ascend_dsv4.ops.compare import PRECONDITIONS, Question, compare
+from ascend_dsv4.ops.compare import Question
 from ascend_dsv4.ops.spec import Tolerance
 
 _BIN_EDGES = (0.001, 0.01, 0.1, 0.5, 1.0, 2.0, 10.0)
@@ -44,7 +44,6 @@ class OutputContext:
     figures: Mapping[str, float] = field(default_factory=dict)
     """More than those of `accuracy.figures`."""
     without: Collection[str] = ()
-    seed: int = 0
 
 
 def judge_output(
@@ -72,17 +71,15 @@ def judge_output(
         output=context.output, golden=context.golden, standard=standard, status=verdict.status, reason=verdict.reason,
         check=verdict.check, ratio=verdict.ratio, num_elements=int(context.expected.size),
         figures={**({} if question is None else figures(question.pair, context.output_dtype)), **more},
-        worst=worst or _worst(context),
+        worst=worst or (None if question is None else _worst(question)),
         histogram=() if question is None else histogram(_element_ratios(question)),
         by_position=() if question is None else by_position(_element_ratios(question)),
     )  # fmt: skip
 
 
-def _worst(context: OutputContext) -> Worst | None:
-    result = compare(context.actual, context.expected, context.tolerance, allow_constant=True, without=("same-memory", "limit"))
-    if not result.num_elements or result.check in PRECONDITIONS:
-        return None
-    return Worst(result.worst_index, result.worst_actual, result.worst_expected)
+def _worst(question: Question) -> Worst:
+    index = question.worst
+    return Worst(index, float(question.actual[index]), float(question.expected[index]))
 
 
 def _element_ratios(question: Question) -> NDArray[np.float64]:

@@ -208,7 +208,7 @@ def _context(
         choice_gap=spec.choices.get(out),
         scores=_defined(prepared, out, prepared.scores.get(out)),
         figures=_grid_figures(prepared, out, actual, expected),
-        without=without, seed=prepared.seed,
+        without=without,
     )  # fmt: skip
 
 
