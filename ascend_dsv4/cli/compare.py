@@ -44,11 +44,26 @@ def _subcommand(kinds: Any, name: str, text: str, description: str, run: Callabl
     group.add_argument("--junit", metavar="FILE", type=Path, help="write JUnit XML")
     group.add_argument("--html", metavar="FILE", type=Path, help="write one page that needs nothing else")
     group.add_argument("--verbose", action="store_true", help="list every output, and more of everything")
-    parser.add_argument(
-        "--threads", type=int, default=1, metavar="N", help="threads of torch (default: 1, best for small cases)"
-    )
     parser.set_defaults(run=_reported(run))
     return parser
+
+
+def _add_threads(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--threads", type=at_least(1), default=1, metavar="N", help="threads of torch (default: 1, best for small cases)"
+    )
+
+
+def at_least(low: int) -> Callable[[str], int]:
+    """A type of arguments: integers from `low` on."""
+
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < low:
+            raise argparse.ArgumentTypeError(f"{value}, expected at least {low}")
+        return value
+
+    return integer
 
 
 def _reported(compare: Callable[[argparse.Namespace], Report]) -> Callable[[argparse.Namespace], int]:
@@ -65,7 +80,8 @@ def _reported(compare: Callable[[argparse.Namespace], Report]) -> Callable[[argp
         for path, _ in targets:
             if path is not None:
                 check_writable(path)  # before minutes of work
-        use_threads(args.threads)
+        if hasattr(args, "threads"):
+            use_threads(args.threads)
         report = compare(args)
         if args.json:
             print_json(report.to_json())
@@ -92,6 +108,7 @@ def _add_ops(kinds: Any) -> None:
         "and with an independent computation that rounds where the contract rounds.",
         _ops,
     )  # fmt: skip
+    _add_threads(parser)
     parser.add_argument("--op", nargs="+", action="extend", metavar="OP", help="operators (default: all)")
     parser.add_argument(
         "--impl", nargs="+", action="extend", metavar="NAME",
@@ -99,8 +116,8 @@ def _add_ops(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument("--dtype", nargs="+", action="extend", choices=DTYPES, help="compute dtypes (default: all)")
     parser.add_argument("--case", nargs="+", action="extend", metavar="PATTERN", help="cases by name, as edge-* (default: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the inputs (default: 0)")
-    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many seeds from --seed on (default: 1)")
+    parser.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the inputs (default: 0)")
+    parser.add_argument("--seeds", type=at_least(1), default=1, metavar="N", help="how many seeds from --seed on (default: 1)")
     parser.add_argument(
         "--standard", default="tolerance", metavar="NAME",
         help="tolerance (the operator's own, default), opbase-single, opbase-double, mixed, msprobe",
@@ -112,7 +129,7 @@ def _add_ops(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument(
         "--recheck",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="of opbase-double: 200 to 1000 seeds to try failing cases with again",
@@ -178,7 +195,7 @@ def _add_replay(kinds: Any) -> None:
     )  # fmt: skip
     parser.add_argument("capsule", metavar="DIR", help="folder that --capture wrote")
     parser.add_argument("--impl", metavar="NAME", help="another implementation: a name, module:function or FILE.py:function")
-    parser.add_argument("--call", type=int, metavar="N", help="the only call to make")
+    parser.add_argument("--call", type=at_least(0), metavar="N", help="the only call to make")
     parser.add_argument("--op", nargs="+", action="extend", metavar="OP", help="the only operators to call")
     parser.add_argument(
         "--tolerance", action="store_true", help="judge by the tolerance: on a machine that adds in another order"
@@ -208,6 +225,7 @@ def _add_msprobe(kinds: Any) -> None:
         "is compared with a second dump.",
         _msprobe,
     )  # fmt: skip
+    _add_threads(parser)
     parser.add_argument("dump", metavar="DIR", help="a dump.json, or a folder of one rank, step or run")
     parser.add_argument("--bench", metavar="DIR", help="the dump to compare with")
     parser.add_argument(
@@ -235,6 +253,7 @@ def _add_model(kinds: Any) -> None:
         "and find the first operator that adds an error of its own. What a node only inherits from its inputs is told apart.",
         _model,
     )  # fmt: skip
+    _add_threads(parser)
     parser.add_argument("--model", required=True, metavar="DIR", help="checkpoint folder as published")
     parser.add_argument(
         "--candidate", nargs="+", action="extend", metavar="OPTION=VALUE",
@@ -248,19 +267,24 @@ def _add_model(kinds: Any) -> None:
     prompts.add_argument("--prompt", nargs="+", action="extend", metavar="TEXT", help="one or several texts")
     prompts.add_argument("--token-ids", nargs="+", action="extend", metavar="1,2,3", help="one or several prompts as token ids")
     prompts.add_argument(
-        "--random", type=int, metavar="N", help="a prompt of N random tokens (default: 130, unless there is another prompt)"
+        "--random",
+        type=at_least(1),
+        metavar="N",
+        help="a prompt of N random tokens (default: 130, unless there is another prompt)",
     )
     prompts.add_argument("--bar", action="store_true", help="the prompts that the bf16 bar of this model was measured on")
     walk = parser.add_argument_group("what is compared")
     walk.add_argument(
         "--node", nargs="+", action="extend", metavar="NODE", help="list the worst elements of nodes, as layer3/hc_pre.0"
     )
-    walk.add_argument("--elements", type=int, default=20, metavar="N", help="how many (default: 20)")
+    walk.add_argument("--elements", type=at_least(1), default=20, metavar="N", help="how many (default: 20)")
     walk.add_argument(
         "--walk", choices=("first", "all", "none"), default="first", help="prompts whose nodes are compared (default: first)"
     )
-    walk.add_argument("--chunk-size", type=int, metavar="N", help="prompt tokens of a step at most")
-    walk.add_argument("--greedy", type=int, default=32, metavar="N", help="tokens that the reference goes on by (default: 32)")
+    walk.add_argument("--chunk-size", type=at_least(1), metavar="N", help="prompt tokens of a step at most")
+    walk.add_argument(
+        "--greedy", type=at_least(0), default=32, metavar="N", help="tokens that the reference goes on by (default: 32)"
+    )
     walk.add_argument(
         "--sweep",
         nargs="+",
