@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// Stands where the device's header of this name stands: kernel sources include it and are compiled unchanged.
+#pragma once
+
+#include "twin/select.h"

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+// Data movement between global memory and the unified buffer.
+#pragma once
+
+#include "twin/numerics.h"
+#include "twin/pipe.h"
+
+namespace AscendC {
+
+namespace detail {
+
+/// The unified buffer alone is reached by the vector core's DMA; L1 comes with the cube instructions.
+template <typename T>
+void RequireUb(const twin::Instruction& instruction, const LocalTensor<T>& tensor) {
+    instruction.Require(tensor.span().memory == twin::Memory::kUb, "the local tensor lies in %s, must lie in UB",
+                        twin::Name(tensor.span().memory));
+    instruction.Align(tensor.span(), twin::kBlock, "the local tensor");
+}
+
+template <typename T>
+const uint8_t* Bytes(const GlobalTensor<T>& tensor) {
+    return reinterpret_cast<const uint8_t*>(tensor.GetPhyAddr());
+}
+
+/// DMA accumulation in the type that SetAtomicAdd was given.
+template <typename T>
+void Accumulate(uint8_t* target, const uint8_t* source, size_t bytes) {
+    for (size_t at = 0; at < bytes; at += sizeof(T)) {
+        T sum, add;
+        std::memcpy(&sum, target + at, sizeof(T));
+        std::memcpy(&add, source + at, sizeof(T));
+        if constexpr (std::is_integral_v<T>) sum = static_cast<T>(sum + add);
+        else sum = twin::Narrow<T>(twin::Widen(sum) + twin::Widen(add));
+        std::memcpy(target + at, &sum, sizeof(T));
+    }
+}
+
+template <typename T>
+void Store(twin::Instruction& instruction, const GlobalTensor<T>& dst, int64_t to, const LocalTensor<T>& src, int64_t from, uint32_t bytes) {
+    const bool atomic = instruction.core().atomic;
+    const uint8_t* source = instruction.Read(src.span(), from, bytes, "src");
+    uint8_t* target = instruction.WriteGm(const_cast<uint8_t*>(Bytes(dst)) + to, bytes, "dst", atomic);
+    if (atomic) Accumulate<T>(target, source, bytes);
+    else std::memcpy(target, source, bytes);
+}
+
+}  // namespace detail
+
+template <typename T>
+void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params,
+              const twin::Where& where = twin::Where::Here()) {
+    twin::Instruction instruction("DataCopy", PIPE_MTE2, where);
+    detail::RequireUb(instruction, dst);
+    const uint32_t row = params.blockLen * twin::kBlock;
+    instruction.Require(params.blockCount <= 4095, "blockCount must be at most 4095, got %u", params.blockCount);
+    for (uint32_t i = 0; row != 0 && i < params.blockCount; ++i) {
+        const int64_t from = static_cast<int64_t>(i) * (row + params.srcStride * twin::kBlock);
+        const int64_t to = static_cast<int64_t>(i) * (row + params.dstStride * twin::kBlock);
+        const uint8_t* source = instruction.ReadGm(detail::Bytes(src) + from, row, "src");
+        std::memcpy(instruction.Write(dst.span(), to, row, "dst"), source, row);
+    }
+}
+
+template <typename T>
+void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& params,
+              const twin::Where& where = twin::Where::Here()) {
+    twin::Instruction instruction("DataCopy", PIPE_MTE3, where);
+    detail::RequireUb(instruction, src);
+    const uint32_t row = params.blockLen * twin::kBlock;
+    instruction.Require(params.blockCount <= 4095, "blockCount must be at most 4095, got %u", params.blockCount);
+    for (uint32_t i = 0; row != 0 && i < params.blockCount; ++i) {
+        detail::Store(instruction, dst, static_cast<int64_t>(i) * (row + params.dstStride * twin::kBlock), src,
+                      static_cast<int64_t>(i) * (row + params.srcStride * twin::kBlock), row);
+    }
+}
+
+template <typename T>
+void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const uint32_t count, const twin::Where& where = twin::Where::Here()) {
+    twin::Instruction instruction("DataCopy", PIPE_MTE2, where);
+    detail::RequireUb(instruction, dst);
+    const uint64_t bytes = static_cast<uint64_t>(count) * sizeof(T);
+    instruction.Require(bytes % twin::kBlock == 0, "count * sizeof(T) must be a multiple of 32 bytes, got %llu; use DataCopyPad",
+                        static_cast<unsigned long long>(bytes));
+    if (bytes == 0) return;
+    const uint8_t* source = instruction.ReadGm(detail::Bytes(src), bytes, "src");
+    std::memcpy(instruction.Write(dst.span(), 0, static_cast<uint32_t>(bytes), "dst"), source, bytes);
+}
+
+template <typename T>
+void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count, const twin::Where& where = twin::Where::Here()) {
+    twin::Instruction instruction("DataCopy", PIPE_MTE3, where);
+    detail::RequireUb(instruction, src);
+    const uint64_t bytes = static_cast<uint64_t>(count) * sizeof(T);
+    instruction.Require(bytes % twin::kBlock == 0, "count * sizeof(T) must be a multiple of 32 bytes, got %llu; use DataCopyPad",
+                        static_cast<unsigned long long>(bytes));
+    if (bytes != 0) detail::Store(instruction, dst, 0, src, 0, static_cast<uint32_t>(bytes));
+}
+
+namespace detail {
+
+template <typename T>
+void CheckPad(const twin::Instruction& instruction, const DataCopyExtParams& params) {
+    instruction.Require(params.blockCount <= 4095, "blockCount must be at most 4095, got %u", params.blockCount);
+    instruction.Require(params.blockLen <= 2097151, "blockLen must be at most 2097151 bytes, got %u", params.blockLen);
+    instruction.Require(params.blockLen % sizeof(T) == 0, "blockLen must be a multiple of sizeof(T) = %zu, got %u bytes", sizeof(T),
+                        params.blockLen);
+}
+
+constexpr uint32_t RoundUp(uint32_t bytes) { return (bytes + twin::kBlock - 1) / twin::kBlock * twin::kBlock; }
+
+}  // namespace detail
+
+template <typename T>
+void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyExtParams& params,
+                 const DataCopyPadExtParams<T>& pad, const twin::Where& where = twin::Where::Here()) {
+    twin::Instruction instruction("DataCopyPad", PIPE_MTE2, where);
+    detail::RequireUb(instruction, dst);
+    detail::CheckPad<T>(instruction, params);
+    const uint32_t left = pad.isPad ? pad.leftPadding * sizeof(T) : 0, right = pad.isPad ? pad.rightPadding * sizeof(T) : 0;
+    instruction.Require(left <= twin::kBlock && right <= twin::kBlock, "padding must be at most 32 bytes a side, got %u and %u", left, right);
+    const uint32_t width = left + params.blockLen + right, row = detail::RoundUp(width);
+    for (uint32_t i = 0; params.blockLen != 0 && i < params.blockCount; ++i) {
+        const int64_t from = static_cast<int64_t>(i) * (static_cast<int64_t>(params.blockLen) + params.srcStride);
+        const int64_t to = static_cast<int64_t>(i) * (row + static_cast<int64_t>(params.dstStride) * twin::kBlock);
+        const uint8_t* source = instruction.ReadGm(detail::Bytes(src) + from, params.blockLen, "src");
+        uint8_t* target = instruction.Write(dst.span(), to, row, "dst");
+        for (uint32_t at = 0; at < row; at += sizeof(T)) std::memcpy(target + at, &pad.paddingValue, sizeof(T));
+        std::memcpy(target + left, source, params.blockLen);
+        // Whatever fills the row up without having been asked for is garbage to the kernel.
+        if (!pad.isPad && row != width) {
+            instruction.core().Forget(twin::Memory::kUb, dst.span().address + static_cast<uint32_t>(to) + width, row - width);
+        }
+    }
+}
+
+template <typename T>
+void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyExtParams& params,
+                 const twin::Where& where = twin::Where::Here()) {
+    twin::Instruction instruction("DataCopyPad", PIPE_MTE3, where);
+    detail::RequireUb(instruction, src);
+    detail::CheckPad<T>(instruction, params);
+    const uint32_t row = detail::RoundUp(params.blockLen);
+    for (uint32_t i = 0; params.blockLen != 0 && i < params.blockCount; ++i) {
+        detail::Store(instruction, dst, static_cast<int64_t>(i) * (static_cast<int64_t>(params.blockLen) + params.dstStride), src,
+                      static_cast<int64_t>(i) * (row + static_cast<int64_t>(params.srcStride) * twin::kBlock), params.blockLen);
+    }
+}
+
+template <typename T>
+void SetAtomicAdd() {
+    static_assert(twin::kOneOf<T, int8_t, int16_t, half, bfloat16_t, int32_t, float>, "no DMA accumulation in this type on 2201");
+    twin::Current().atomic = true;
+}
+inline void DisableDmaAtomic() { twin::Current().atomic = false; }
+inline void SetAtomicNone() { twin::Current().atomic = false; }
+
+}  // namespace AscendC

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+// One AI core: its memories, its pipes and what each pipe knows to be complete. Kernels run in program order; the clocks find
+// accesses that hardware might do in another order.
+#pragma once
+
+#include <array>
+#include <cstdarg>
+#include <exception>
+#include <string>
+#include <unordered_map>
+#include <unordered_set>
+#include <vector>
+
+#include "twin/types.h"
+
+namespace twin {
+
+constexpr uint32_t kPipes = 7;
+constexpr uint32_t kBlock = 32;
+constexpr uint32_t kRepeat = 256;
+constexpr uint32_t kCacheLine = 64;
+constexpr uint32_t kEvents = 8;
+constexpr uint8_t kPoison = 0xff;
+constexpr uint32_t kUbBytes = 192 * 1024 - 256;
+constexpr uint32_t kUbReserved = 8 * 1024;
+
+enum class Memory : uint8_t { kUb, kL1, kL0a, kL0b, kL0c, kCount };
+constexpr uint32_t kMemories = static_cast<uint32_t>(Memory::kCount);
+constexpr std::array<uint32_t, kMemories> kMemoryBytes = {kUbBytes, 512 * 1024 - 256, 64 * 1024, 64 * 1024, 128 * 1024};
+
+const char* Name(Memory memory);
+const char* Name(pipe_t pipe);
+
+/// What a broken rule ends a launch with. `what()` names kernel, core, instruction, source line, rule and values.
+struct TwinError : std::exception {
+    explicit TwinError(std::string text) : message(std::move(text)) {}
+    const char* what() const noexcept override { return message.c_str(); }
+    std::string message;
+};
+
+/// Ends the threads of the other cores once one of them has failed.
+struct Stopped {};
+
+/// By core * kPipes + pipe: the number of the last instruction of that pipe that is known to be complete.
+struct Clock {
+    std::vector<uint32_t> seen;
+    void Join(const Clock& other);
+};
+
+/// One access to 32 bytes of local memory or to part of 32 bytes of global memory.
+struct Access {
+    uint16_t agent = 0;  // core * kPipes + pipe
+    uint32_t number = 0;
+    uint32_t mask = 0;  // bytes of the block; global memory only
+    Where where{nullptr, 0};
+    enum Kind : uint8_t { kRead, kWrite, kAtomic } kind = kRead;
+};
+
+/// 32 bytes of local memory: the last write and the last read of each pipe since then.
+struct LocalBlock {
+    Access write;
+    std::array<Access, kPipes> reads;
+};
+
+struct LocalMemory {
+    std::vector<uint8_t> bytes;
+    std::vector<uint8_t> written;  // by byte: 1 once it holds a value
+    std::vector<LocalBlock> blocks;
+    uint32_t used = 0;
+};
+
+/// A registered range of global memory.
+struct GmRange {
+    enum Kind : uint8_t { kIn, kOut, kInOut, kWorkspace } kind;
+    const char* name;
+    uint8_t* data;
+    size_t bytes;
+    std::vector<uint8_t> written;               // outputs and workspace
+    std::vector<std::vector<Access>> accesses;  // by 32-byte block; whatever may be written
+    std::vector<std::pair<uint64_t, uint16_t>> lastWrite;  // by 32-byte block: when and by whom
+    uint8_t* home = nullptr;                    // where an output is copied to at the end
+    std::vector<uint8_t> storage;               // red zone, data, red zone
+};
+
+struct Flag {
+    bool set = false;
+    Clock clock;
+    Where where{nullptr, 0};
+};
+
+class Launch;
+
+class Core {
+public:
+    Core(Launch& launch, uint32_t index, bool isVector, uint32_t block, uint32_t sub);
+
+    Launch& launch;
+    const uint32_t index;  // among all cores of the launch
+    const bool isVector;
+    const uint32_t block, sub;
+    std::array<LocalMemory, kMemories> memories;
+    std::array<Clock, kPipes> known;
+    std::array<uint32_t, kPipes> issued{};
+    std::array<std::array<std::array<Flag, kEvents>, kPipes>, kPipes> flags;
+    std::array<uint8_t, 64> eventIds{};   // by HardEvent: ids that a pipe object has handed out
+    std::array<uint8_t, 64> heldIds{};    // of these, allocated and not released
+    std::unordered_map<uintptr_t, uint64_t> cleanedLines;
+    std::unordered_set<uintptr_t> dirtyLines;
+    void* pipe = nullptr;  // the live TPipe
+    uint64_t generations = 0;
+    bool atomic = false;  // a DMA accumulation is switched on
+    std::string leak;  // first thing that a destructor found wrong
+
+    uint16_t Agent(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }
+    Clock Complete(pipe_t pipe) const;
+    void SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where);
+    void WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where);
+    void Barrier(pipe_t pipe);
+    void Forget(Memory memory, uint32_t from, uint32_t bytes);
+    void CheckEnd();
+};
+
+Core& Current();
+std::string Format(const char* format, ...) __attribute__((format(printf, 1, 2)));
+[[noreturn]] void Fail(const char* instruction, const Where& where, const std::string& rule);
+
+/// What a tensor in local memory is: bytes [address, address + bytes) of a buffer, valid while the buffer's generation is.
+struct LocalSpan {
+    Memory memory = Memory::kUb;
+    uint32_t address = 0;
+    uint32_t bytes = 0;
+    const uint64_t* live = nullptr;  // generation of the buffer now
+    uint64_t generation = 0;         // and when the tensor was handed out
+};
+
+/// One instruction on one pipe: every byte it touches passes through here before it is used.
+class Instruction {
+public:
+    Instruction(const char* name, pipe_t pipe, const Where& where);
+
+    [[noreturn]] void Fail(const std::string& rule) const { twin::Fail(name_, where_, rule); }
+    void Require(bool condition, const char* format, ...) const __attribute__((format(printf, 3, 4)));
+    /// Checked address of `bytes` bytes at `offset` of a local tensor. Reads must find written bytes.
+    const uint8_t* Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
+    uint8_t* Write(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
+    const uint8_t* ReadGm(const uint8_t* address, size_t bytes, const char* operand);
+    uint8_t* WriteGm(uint8_t* address, size_t bytes, const char* operand, bool atomic = false);
+    /// The rule of the scalar data cache, which nothing keeps coherent with global memory.
+    void RequireFreshLine(const uint8_t* address);
+    void Align(const LocalSpan& tensor, uint32_t bytes, const char* operand) const;
+    Core& core() const { return core_; }
+
+private:
+    uint8_t* Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
+    uint8_t* Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind);
+    void Order(const Access& before, const char* operand, const char* relation, const std::string& place) const;
+    void TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind);
+
+    Core& core_;
+    const char* name_;
+    pipe_t pipe_;
+    Where where_;
+    uint32_t number_;
+};
+
+}  // namespace twin

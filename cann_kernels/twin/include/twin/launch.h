@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+// A launch: global memory, one thread per core, one of which runs at a time. Who runs next is drawn from the seed, so that a
+// schedule can be repeated and a deadlock is seen at once.
+#pragma once
+
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "twin/core.h"
+
+namespace twin {
+
+constexpr uint32_t kCrossFlags = 11;
+
+enum class Ratio : uint8_t { kVectorOnly, kCubeOnly, kOneToTwo };
+
+struct Settings {
+    uint64_t seed = 1;
+    uint32_t yieldOneIn = 16;  // instructions on average between two changes of core; 0: only where a core waits
+};
+
+class Launch {
+public:
+    Launch(const char* kernel, uint32_t blocks, Ratio ratio, const Settings& settings);
+
+    /// Memory of the caller, read only.
+    uint8_t* In(const char* name, const void* data, size_t bytes);
+    /// Poisoned memory between red zones, copied to `data` when the kernel has ended.
+    uint8_t* Out(const char* name, void* data, size_t bytes);
+    /// The same, but filled from `data`.
+    uint8_t* InOut(const char* name, void* data, size_t bytes);
+    /// Poisoned memory that nobody sees afterwards.
+    uint8_t* Workspace(const char* name, size_t bytes);
+
+    /// Runs the kernel on every core. raises TwinError
+    void Run(const std::function<void()>& kernel);
+
+    const char* kernel() const { return kernel_; }
+    uint32_t blocks() const { return blocks_; }
+    Ratio ratio() const { return ratio_; }
+    size_t agents() const { return cores_.size() * kPipes; }
+    GmRange* Find(const uint8_t* address);
+    std::string Describe(const Core& core) const;
+    std::string DescribeAgent(uint16_t agent) const;
+    void MayYield(Core& core);
+    /// Blocks until `ready` holds. `what` says what for in a deadlock report.
+    void WaitUntil(Core& core, const std::string& what, const std::function<bool()>& ready);
+    void SyncAll(Core& core, bool vectorOnly, const Where& where);
+    void CrossSet(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where);
+    void CrossWait(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where);
+    uint64_t Tick() { return ++time_; }
+    uint64_t Random() { return random_(); }
+
+private:
+    struct Slot {
+        std::unique_ptr<Core> core;
+        std::condition_variable turn;
+        bool done = false;
+        bool waiting = false;
+        std::string what;
+        std::function<bool()> ready;
+        std::array<std::vector<Clock>, kCrossFlags> sets;  // what each set of a flag told
+        std::array<size_t, kCrossFlags> waits{};           // how many of them this core has waited for
+        std::array<int, kCrossFlags> modes{};
+        std::array<size_t, 2> barriers{};                  // SyncAll calls: [0] every core, [1] vector cores
+        std::array<std::vector<Clock>, 2> arrivals;
+    };
+    std::vector<Slot*> Senders(const Core& receiver, uint8_t mode);
+    std::vector<Slot*> Receivers(const Core& sender, uint8_t mode);
+    uint8_t* Own(GmRange::Kind kind, const char* name, uint8_t* home, size_t bytes);
+    void Body(size_t index, const std::function<void()>& kernel);
+    void PassOn(std::unique_lock<std::mutex>& lock, size_t from);
+    size_t Choose();
+    bool InGroup(const Core& core, bool vectorOnly) const { return core.isVector || !vectorOnly; }
+    std::string Deadlock() const;
+    void CheckEnd();
+
+    const char* kernel_;
+    uint32_t blocks_;
+    Ratio ratio_;
+    Settings settings_;
+    std::mt19937_64 random_;
+    uint64_t time_ = 0;
+    std::vector<std::unique_ptr<GmRange>> ranges_;
+    std::vector<std::unique_ptr<Slot>> cores_;
+    std::mutex mutex_;
+    size_t running_ = 0;
+    bool stopped_ = false;
+    std::string error_;
+};
+
+}  // namespace twin

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: Apache-2.0
+// Conversions. 16-bit floats are rounded once, from the float that the operation gives.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "twin/types.h"
+
+namespace twin {
+
+using AscendC::RoundMode;
+
+/// Whether a magnitude whose low bits are dropped goes up. `half` is half of the last kept bit.
+inline bool RoundsUp(RoundMode mode, bool negative, bool odd, uint32_t low, uint32_t half) {
+    switch (mode) {
+        case RoundMode::CAST_NONE:
+        case RoundMode::CAST_RINT: return low > half || (low == half && odd);
+        case RoundMode::CAST_ROUND: return low >= half;
+        case RoundMode::CAST_FLOOR: return negative && low != 0;
+        case RoundMode::CAST_CEIL: return !negative && low != 0;
+        case RoundMode::CAST_ODD: return !odd && low != 0;
+        default: return false;
+    }
+}
+
+inline uint16_t NarrowToBfloat16(float value, RoundMode mode = RoundMode::CAST_RINT) {
+    const uint32_t bits = FloatToBits(value);
+    if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    if (std::isinf(value)) return static_cast<uint16_t>(bits >> 16);
+    const bool up = RoundsUp(mode, bits >> 31 != 0, (bits >> 16 & 1u) != 0, bits & 0xffffu, 0x8000u);
+    return static_cast<uint16_t>((bits >> 16) + (up ? 1u : 0u));
+}
+
+/// A finite value beyond the range becomes the largest finite one.
+inline uint16_t NarrowToHalf(float value, RoundMode mode = RoundMode::CAST_RINT) {
+    const uint32_t bits = FloatToBits(value), magnitude = bits & 0x7fffffffu;
+    const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
+    if (magnitude > 0x7f800000u) return sign | 0x7e00u;
+    if (magnitude == 0x7f800000u) return sign | 0x7c00u;
+    const int exponent = static_cast<int>(magnitude >> 23) - 127;
+    if (exponent > 15) return sign | 0x7bffu;
+    const uint32_t fraction = magnitude >> 23 == 0 ? 0 : (magnitude & 0x7fffffu) | 0x800000u;
+    const int shift = exponent >= -14 ? 13 : std::min(13 - 14 - exponent, 26);
+    const uint32_t low = fraction & ((1u << shift) - 1u), kept = fraction >> shift;
+    uint32_t result = exponent >= -14 ? (static_cast<uint32_t>(exponent + 14) << 10) + kept : kept;
+    if (fraction == 0 && magnitude != 0) return sign | (RoundsUp(mode, sign != 0, false, 1, 2) ? 1u : 0u);
+    if (RoundsUp(mode, sign != 0, (kept & 1u) != 0, low, 1u << (shift - 1))) ++result;
+    return static_cast<uint16_t>(sign | std::min(result, 0x7bffu));
+}
+
+inline double RoundToIntegral(double value, RoundMode mode) {
+    switch (mode) {
+        case RoundMode::CAST_FLOOR: return std::floor(value);
+        case RoundMode::CAST_CEIL: return std::ceil(value);
+        case RoundMode::CAST_ROUND: return std::round(value);
+        case RoundMode::CAST_TRUNC: return std::trunc(value);
+        case RoundMode::CAST_ODD: {
+            const double down = std::floor(value);
+            return down == value || std::fmod(down, 2.0) != 0.0 ? down : down + 1.0;
+        }
+        default: return std::nearbyint(value);
+    }
+}
+
+/// Saturates; NaN becomes 0.
+template <typename T>
+T NarrowToInteger(double value, RoundMode mode) {
+    if (std::isnan(value)) return 0;
+    const double rounded = RoundToIntegral(value, mode);
+    if (rounded <= static_cast<double>(std::numeric_limits<T>::min())) return std::numeric_limits<T>::min();
+    if (rounded >= static_cast<double>(std::numeric_limits<T>::max())) return std::numeric_limits<T>::max();
+    return static_cast<T>(rounded);
+}
+
+template <typename T>
+T Narrow(float value, RoundMode mode = RoundMode::CAST_RINT) {
+    if constexpr (std::is_same_v<T, half>) {
+        half result;
+        result.bits = NarrowToHalf(value, mode);
+        return result;
+    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
+        return bfloat16_t{NarrowToBfloat16(value, mode)};
+    } else {
+        return value;
+    }
+}
+
+}  // namespace twin
+
+inline half::half(float value) : bits(twin::NarrowToHalf(value)) {}

@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "twin/core.h"
+
+#include <algorithm>
+#include <cstdio>
+
+#include "twin/launch.h"
+
+namespace twin {
+
+namespace {
+
+thread_local Core* current = nullptr;
+
+
+}  // namespace
+
+void Bind(Core* core) { current = core; }
+
+Core& Current() {
+    if (current == nullptr) throw TwinError("a kernel API was called outside a launch: start the kernel through twin::Launch::Run");
+    return *current;
+}
+
+bool OnVectorCore() { return Current().isVector; }
+
+const char* Name(Memory memory) {
+    constexpr const char* names[] = {"UB", "L1", "L0A", "L0B", "L0C"};
+    return names[static_cast<uint32_t>(memory)];
+}
+
+const char* Name(pipe_t pipe) {
+    constexpr const char* names[] = {"PIPE_S", "PIPE_V", "PIPE_MTE1", "PIPE_MTE2", "PIPE_MTE3", "PIPE_M", "PIPE_FIX", "PIPE_ALL"};
+    return names[pipe];
+}
+
+std::string Format(const char* format, ...) {
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    std::vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    return text;
+}
+
+static std::string Place(const Where& where) {
+    const char* slash = std::strrchr(where.file, '/');
+    return Format("%s:%d", slash != nullptr ? slash + 1 : where.file, where.line);
+}
+
+void Fail(const char* instruction, const Where& where, const std::string& rule) {
+    Core& core = Current();
+    throw TwinError(core.launch.Describe(core) + ": " + instruction + " at " + Place(where) + ": " + rule);
+}
+
+void Clock::Join(const Clock& other) {
+    for (size_t i = 0; i < seen.size(); ++i) seen[i] = std::max(seen[i], other.seen[i]);
+}
+
+Core::Core(Launch& owner, uint32_t number, bool vector, uint32_t blockIndex, uint32_t subIndex)
+    : launch(owner), index(number), isVector(vector), block(blockIndex), sub(subIndex) {
+    for (uint32_t m = 0; m < kMemories; ++m) {
+        if (isVector != (m == static_cast<uint32_t>(Memory::kUb))) continue;
+        memories[m].bytes.assign(kMemoryBytes[m], kPoison);
+        memories[m].written.assign(kMemoryBytes[m], 0);
+        memories[m].blocks.resize((kMemoryBytes[m] + kBlock - 1) / kBlock);
+    }
+}
+
+Clock Core::Complete(pipe_t pipe) const {
+    Clock clock = known[pipe];
+    clock.seen[Agent(pipe)] = issued[pipe];
+    return clock;
+}
+
+void Core::SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where) {
+    if (id < 0 || id >= static_cast<int32_t>(kEvents)) Fail("SetFlag", where, Format("event ids are 0..7, got %d", id));
+    Flag& flag = flags[source][target][id];
+    if (flag.set) {
+        Fail("SetFlag", where, Format("flag %s -> %s %d is set twice without a wait; first at %s", Name(source), Name(target), id,
+                                      Place(flag.where).c_str()));
+    }
+    flag = {true, Complete(source), where};
+    flag.clock.Join(known[PIPE_S]);
+}
+
+void Core::WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where) {
+    if (id < 0 || id >= static_cast<int32_t>(kEvents)) Fail("WaitFlag", where, Format("event ids are 0..7, got %d", id));
+    Flag& flag = flags[source][target][id];
+    if (!flag.set) {
+        Fail("WaitFlag", where, Format("nobody has set flag %s -> %s %d: the pipe would wait for ever", Name(source), Name(target), id));
+    }
+    known[target].Join(flag.clock);
+    flag.set = false;
+}
+
+void Core::Barrier(pipe_t pipe) {
+    if (pipe != PIPE_ALL) {
+        known[pipe].seen[Agent(pipe)] = issued[pipe];
+        return;
+    }
+    for (uint32_t p = 0; p < kPipes; ++p) known[PIPE_S].Join(Complete(static_cast<pipe_t>(p)));
+    for (uint32_t p = 0; p < kPipes; ++p) known[p].Join(known[PIPE_S]);
+}
+
+void Core::Forget(Memory memory, uint32_t from, uint32_t bytes) {
+    LocalMemory& local = memories[static_cast<uint32_t>(memory)];
+    std::fill_n(local.bytes.begin() + from, bytes, kPoison);
+    std::fill_n(local.written.begin() + from, bytes, uint8_t{0});
+}
+
+void Core::CheckEnd() {
+    if (!leak.empty()) throw TwinError(launch.Describe(*this) + ": " + leak);
+    for (uint32_t s = 0; s < kPipes; ++s) {
+        for (uint32_t t = 0; t < kPipes; ++t) {
+            for (uint32_t id = 0; id < kEvents; ++id) {
+                const Flag& flag = flags[s][t][id];
+                if (flag.set) {
+                    Fail("SetFlag", flag.where, Format("flag %s -> %s %u is still set when the kernel ends: it would poison the next one",
+                                                       Name(static_cast<pipe_t>(s)), Name(static_cast<pipe_t>(t)), id));
+                }
+            }
+        }
+    }
+    if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
+    if (!dirtyLines.empty()) {
+        throw TwinError(launch.Describe(*this) + ": GlobalTensor::SetValue left a line in the data cache; "
+                        "write it back with DataCacheCleanAndInvalid");
+    }
+}
+
+Instruction::Instruction(const char* name, pipe_t pipe, const Where& where)
+    : core_(Current()), name_(name), pipe_(pipe), where_(where) {
+    if (pipe == PIPE_V && !core_.isVector) Fail("vector instructions do nothing on the cube core; guard with ASCEND_IS_AIV");
+    if ((pipe == PIPE_M || pipe == PIPE_FIX || pipe == PIPE_MTE1) && core_.isVector) {
+        Fail("cube instructions do nothing on a vector core; guard with ASCEND_IS_AIC");
+    }
+    core_.launch.MayYield(core_);
+    if (pipe != PIPE_S) {
+        // The scalar unit stalls at its own waits, so whatever it issues later starts after what it has waited for.
+        core_.known[pipe].Join(core_.known[PIPE_S]);
+    }
+    number_ = ++core_.issued[pipe];
+}
+
+void Instruction::Require(bool condition, const char* format, ...) const {
+    if (condition) return;
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    std::vsnprintf(text, sizeof(text), format, args);
+    va_end(args);
+    Fail(text);
+}
+
+void Instruction::Align(const LocalSpan& tensor, uint32_t bytes, const char* operand) const {
+    Require(tensor.address % bytes == 0, "%s starts at %s byte %u, must be a multiple of %u", operand, Name(tensor.memory), tensor.address,
+            bytes);
+}
+
+void Instruction::Order(const Access& before, const char* operand, const char* relation, const std::string& place) const {
+    if (before.number == 0) return;
+    const uint16_t self = core_.Agent(pipe_);
+    if (before.agent == self && (before.number == number_ || pipe_ == PIPE_S)) return;
+    if (core_.known[pipe_].seen[before.agent] >= before.number) return;
+    const bool sameCore = before.agent / kPipes == core_.index;
+    const pipe_t other = static_cast<pipe_t>(before.agent % kPipes);
+    std::string remedy;
+    if (!sameCore) remedy = "no cross-core synchronisation orders them";
+    else if (other == pipe_) remedy = Format("no PipeBarrier<%s> between them", Name(pipe_));
+    else remedy = Format("no event %s_%s between them", Name(other) + 5, Name(pipe_) + 5);
+    Fail(Format("hazard: %s %s %s what %s of %s at %s; %s", operand, place.c_str(), relation,
+                before.kind == Access::kRead ? "is read" : "is written",
+                sameCore ? Name(other) : core_.launch.DescribeAgent(before.agent).c_str(), Place(before.where).c_str(), remedy.c_str()));
+}
+
+uint8_t* Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
+    Require(tensor.live != nullptr, "%s is an empty tensor", operand);
+    Require(*tensor.live == tensor.generation, "%s is used after FreeTensor", operand);
+    Require(offset >= 0 && offset + bytes <= tensor.bytes, "%s: bytes %lld..%lld of a tensor of %u bytes", operand,
+            static_cast<long long>(offset), static_cast<long long>(offset) + bytes, tensor.bytes);
+    LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
+    const uint32_t from = tensor.address + static_cast<uint32_t>(offset);
+    if (bytes == 0) return local.bytes.data() + from;
+    for (uint32_t b = from / kBlock; b <= (from + bytes - 1) / kBlock; ++b) {
+        LocalBlock& block = local.blocks[b];
+        const auto place = [&] { return Format("(%s block %u)", Name(tensor.memory), b); };
+        if (!writes) {
+            if (block.write.number != 0 && core_.known[pipe_].seen[block.write.agent] < block.write.number) {
+                Order(block.write, operand, "reads", place());
+            }
+            block.reads[pipe_] = {core_.Agent(pipe_), number_, 0, where_, Access::kRead};
+            continue;
+        }
+        if (core_.known[pipe_].seen[block.write.agent] < block.write.number) Order(block.write, operand, "overwrites", place());
+        for (Access& read : block.reads) {
+            if (core_.known[pipe_].seen[read.agent] < read.number) Order(read, operand, "overwrites", place());
+        }
+        block.write = {core_.Agent(pipe_), number_, 0, where_, Access::kWrite};
+    }
+    if (writes) {
+        std::memset(local.written.data() + from, 1, bytes);
+    } else if (const void* hole = std::memchr(local.written.data() + from, 0, bytes)) {
+        const auto at = static_cast<uint32_t>(static_cast<const uint8_t*>(hole) - local.written.data());
+        Fail(Format("%s reads poison: %s byte %u (byte %lld of the tensor) was never written", operand, Name(tensor.memory), at,
+                    static_cast<long long>(at) - tensor.address));
+    }
+    return local.bytes.data() + from;
+}
+
+const uint8_t* Instruction::Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
+    return Local(tensor, offset, bytes, operand, false);
+}
+
+uint8_t* Instruction::Write(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
+    return Local(tensor, offset, bytes, operand, true);
+}
+
+uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind) {
+    GmRange* range = core_.launch.Find(address);
+    Require(range != nullptr, "%s: address %p is in no registered range of global memory", operand, static_cast<const void*>(address));
+    const size_t from = static_cast<size_t>(address - range->data);
+    Require(from + bytes <= range->bytes, "%s: bytes %zu..%zu of '%s', which has %zu", operand, from, from + bytes, range->name, range->bytes);
+    Require(kind == Access::kRead || range->kind != GmRange::kIn, "%s: '%s' is an input and is written", operand, range->name);
+    if (range->kind == GmRange::kIn || bytes == 0) return range->data + from;
+    TrackGm(*range, from, bytes, operand, kind);
+    if (kind == Access::kWrite) {
+        std::memset(range->written.data() + from, 1, bytes);
+    } else if (const void* hole = std::memchr(range->written.data() + from, 0, bytes)) {
+        Fail(Format("%s reads poison: byte %zu of '%s' was never written", operand,
+                    static_cast<size_t>(static_cast<const uint8_t*>(hole) - range->written.data()), range->name));
+    }
+    return range->data + from;
+}
+
+void Instruction::TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind) {
+    const Access mine{core_.Agent(pipe_), number_, 0, where_, kind};
+    for (size_t b = from / kBlock; b <= (from + bytes - 1) / kBlock; ++b) {
+        const size_t first = std::max(from, b * kBlock) - b * kBlock, last = std::min(from + bytes, (b + 1) * kBlock) - b * kBlock;
+        const uint32_t mask = static_cast<uint32_t>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
+        std::vector<Access>& list = range.accesses[b];
+        size_t kept = 0;
+        for (const Access& old : list) {
+            const bool conflict = kind == Access::kWrite || old.kind == Access::kWrite || (kind != old.kind);
+            if (conflict && (old.mask & mask) != 0) {
+                Order(old, operand, kind == Access::kRead ? "reads" : "overwrites", Format("('%s' byte %zu)", range.name, b * kBlock + first));
+            }
+            Access rest = old;
+            if (kind == Access::kWrite || (old.kind == kind && old.agent == mine.agent)) rest.mask &= ~mask;
+            if (rest.mask != 0) list[kept++] = rest;
+        }
+        list.resize(kept);
+        if (kind != Access::kRead) range.lastWrite[b] = {core_.launch.Tick(), mine.agent};
+        list.push_back(mine);
+        list.back().mask = mask;
+    }
+}
+
+const uint8_t* Instruction::ReadGm(const uint8_t* address, size_t bytes, const char* operand) {
+    return Global(address, bytes, operand, Access::kRead);
+}
+
+void Instruction::RequireFreshLine(const uint8_t* address) {
+    GmRange* range = core_.launch.Find(address);
+    if (range == nullptr || range->kind == GmRange::kIn) return;
+    const auto& [time, writer] = range->lastWrite[static_cast<size_t>(address - range->data) / kBlock];
+    if (time == 0 || writer == core_.Agent(PIPE_S)) return;
+    const auto found = core_.cleanedLines.find(reinterpret_cast<uintptr_t>(address) / kCacheLine);
+    Require(found != core_.cleanedLines.end() && found->second > time,
+            "'%s' was written by %s since this core last invalidated the line: the data cache may hold the old value; call "
+            "DataCacheCleanAndInvalid first", range->name, core_.launch.DescribeAgent(writer).c_str());
+}
+
+uint8_t* Instruction::WriteGm(uint8_t* address, size_t bytes, const char* operand, bool atomic) {
+    return Global(address, bytes, operand, atomic ? Access::kAtomic : Access::kWrite);
+}
+
+}  // namespace twin

@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "twin/launch.h"
+
+#include <algorithm>
+#include <thread>
+
+namespace twin {
+
+void Bind(Core* core);
+
+namespace {
+
+constexpr size_t kRedZone = 512;
+
+}  // namespace
+
+Launch::Launch(const char* kernel, uint32_t blocks, Ratio ratio, const Settings& settings)
+    : kernel_(kernel), blocks_(blocks), ratio_(ratio), settings_(settings), random_(settings.seed) {
+    if (blocks == 0) throw TwinError(std::string(kernel) + ": launched with 0 blocks; return before the launch when there is no work");
+    for (uint32_t block = 0; block < blocks; ++block) {
+        const auto add = [&](bool vector, uint32_t sub) {
+            auto slot = std::make_unique<Slot>();
+            slot->core = std::make_unique<Core>(*this, static_cast<uint32_t>(cores_.size()), vector, block, sub);
+            cores_.push_back(std::move(slot));
+        };
+        if (ratio != Ratio::kVectorOnly) add(false, 0);
+        if (ratio != Ratio::kCubeOnly) add(true, 0);
+        if (ratio == Ratio::kOneToTwo) add(true, 1);
+    }
+    for (auto& slot : cores_) {
+        for (Clock& clock : slot->core->known) clock.seen.assign(agents(), 0);
+    }
+}
+
+uint8_t* Launch::In(const char* name, const void* data, size_t bytes) {
+    auto range = std::make_unique<GmRange>();
+    range->kind = GmRange::kIn, range->name = name, range->bytes = bytes;
+    range->data = static_cast<uint8_t*>(const_cast<void*>(data));
+    ranges_.push_back(std::move(range));
+    return ranges_.back()->data;
+}
+
+uint8_t* Launch::Own(GmRange::Kind kind, const char* name, uint8_t* home, size_t bytes) {
+    auto range = std::make_unique<GmRange>();
+    range->kind = kind, range->name = name, range->bytes = bytes, range->home = home;
+    range->storage.assign(bytes + 3 * kRedZone, kPoison);
+    const auto start = reinterpret_cast<uintptr_t>(range->storage.data());
+    range->data = range->storage.data() + (kRedZone - start % kRedZone) + kRedZone;
+    range->written.assign(bytes, kind == GmRange::kInOut ? 1 : 0);
+    range->lastWrite.resize((bytes + kBlock - 1) / kBlock);
+    range->accesses.resize((bytes + kBlock - 1) / kBlock);
+    if (kind == GmRange::kInOut) std::memcpy(range->data, home, bytes);
+    ranges_.push_back(std::move(range));
+    return ranges_.back()->data;
+}
+
+uint8_t* Launch::Out(const char* name, void* data, size_t bytes) {
+    return Own(GmRange::kOut, name, static_cast<uint8_t*>(data), bytes);
+}
+
+uint8_t* Launch::InOut(const char* name, void* data, size_t bytes) {
+    return Own(GmRange::kInOut, name, static_cast<uint8_t*>(data), bytes);
+}
+
+uint8_t* Launch::Workspace(const char* name, size_t bytes) { return Own(GmRange::kWorkspace, name, nullptr, bytes); }
+
+GmRange* Launch::Find(const uint8_t* address) {
+    for (auto& range : ranges_) {
+        const size_t room = range->storage.empty() ? 0 : kRedZone;
+        if (address >= range->data - room && address < range->data + range->bytes + room) {
+            return address >= range->data ? range.get() : nullptr;
+        }
+    }
+    return nullptr;
+}
+
+std::string Launch::Describe(const Core& core) const {
+    if (!core.isVector) return Format("kernel %s, AIC %u", kernel_, core.block);
+    return Format("kernel %s, AIV %u", kernel_, ratio_ == Ratio::kOneToTwo ? core.block * 2 + core.sub : core.block);
+}
+
+std::string Launch::DescribeAgent(uint16_t agent) const {
+    const Core& core = *cores_[agent / kPipes]->core;
+    return Format("%s %u %s", core.isVector ? "AIV" : "AIC", core.block * (ratio_ == Ratio::kOneToTwo && core.isVector ? 2 : 1) + core.sub,
+                  Name(static_cast<pipe_t>(agent % kPipes)));
+}
+
+void Launch::Run(const std::function<void()>& kernel) {
+    std::vector<std::thread> threads;
+    {
+        std::unique_lock<std::mutex> lock(mutex_);
+        running_ = Choose();
+        for (size_t i = 0; i < cores_.size(); ++i) threads.emplace_back([this, i, &kernel] { Body(i, kernel); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    if (error_.empty()) CheckEnd();
+    if (!error_.empty()) throw TwinError(error_);
+    for (auto& range : ranges_) {
+        if (range->home != nullptr) std::memcpy(range->home, range->data, range->bytes);
+    }
+}
+
+void Launch::Body(size_t index, const std::function<void()>& kernel) {
+    Slot& slot = *cores_[index];
+    {
+        std::unique_lock<std::mutex> lock(mutex_);
+        slot.turn.wait(lock, [&] { return running_ == index || stopped_; });
+    }
+    Bind(slot.core.get());
+    std::string error;
+    try {
+        if (!stopped_) {
+            kernel();
+            slot.core->CheckEnd();
+        }
+    } catch (const TwinError& failure) {
+        error = failure.message;
+    } catch (const Stopped&) {
+    }
+    Bind(nullptr);
+    std::unique_lock<std::mutex> lock(mutex_);
+    slot.done = true;
+    if (!error.empty() && error_.empty()) error_ = error;
+    if (!error.empty()) {
+        stopped_ = true;
+        for (auto& other : cores_) other->turn.notify_all();
+    }
+    if (!stopped_) PassOn(lock, index);
+}
+
+size_t Launch::Choose() {
+    std::vector<size_t> able;
+    for (size_t i = 0; i < cores_.size(); ++i) {
+        Slot& slot = *cores_[i];
+        if (!slot.done && (!slot.waiting || slot.ready())) able.push_back(i);
+    }
+    return able.empty() ? cores_.size() : able[random_() % able.size()];
+}
+
+void Launch::PassOn(std::unique_lock<std::mutex>& lock, size_t from) {
+    running_ = Choose();
+    if (running_ == from) return;
+    if (running_ < cores_.size()) {
+        cores_[running_]->turn.notify_all();
+    } else if (std::any_of(cores_.begin(), cores_.end(), [](const auto& slot) { return !slot->done; })) {
+        error_ = Deadlock();
+        stopped_ = true;
+        for (auto& other : cores_) other->turn.notify_all();
+    }
+    Slot& slot = *cores_[from];
+    if (slot.done) return;
+    slot.turn.wait(lock, [&] { return running_ == from || stopped_; });
+    if (stopped_) throw Stopped{};
+}
+
+std::string Launch::Deadlock() const {
+    std::string text = Format("kernel %s: deadlock", kernel_);
+    for (const auto& slot : cores_) {
+        text += "; " + DescribeAgent(slot->core->Agent(PIPE_S)).substr(0, 3) + Format(" %u ", slot->core->block);
+        text += slot->done ? "has ended" : "waits for " + slot->what;
+    }
+    return text;
+}
+
+void Launch::MayYield(Core& core) {
+    if (cores_.size() == 1 || settings_.yieldOneIn == 0 || random_() % settings_.yieldOneIn != 0) return;
+    std::unique_lock<std::mutex> lock(mutex_);
+    PassOn(lock, core.index);
+}
+
+void Launch::WaitUntil(Core& core, const std::string& what, const std::function<bool()>& ready) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    Slot& slot = *cores_[core.index];
+    if (ready()) return;
+    slot.waiting = true, slot.what = what, slot.ready = ready;
+    PassOn(lock, core.index);
+    slot.waiting = false;
+}
+
+void Launch::SyncAll(Core& core, bool vectorOnly, const Where& where) {
+    if (vectorOnly && !core.isVector) Fail("SyncAll", where, "SyncAll() joins vector cores only; use SyncAll<false>() on the cube core");
+    core.Barrier(PIPE_ALL);
+    Slot& slot = *cores_[core.index];
+    const size_t kind = vectorOnly ? 1 : 0, round = slot.arrivals[kind].size();
+    slot.arrivals[kind].push_back(core.Complete(PIPE_S));
+    WaitUntil(core, Format("SyncAll at line %d", where.line), [this, kind, round, vectorOnly] {
+        return std::all_of(cores_.begin(), cores_.end(), [&](const auto& other) {
+            return !InGroup(*other->core, vectorOnly) || other->arrivals[kind].size() > round;
+        });
+    });
+    for (auto& other : cores_) {
+        if (InGroup(*other->core, vectorOnly)) core.known[PIPE_S].Join(other->arrivals[kind][round]);
+    }
+    core.Barrier(PIPE_ALL);
+}
+
+std::vector<Launch::Slot*> Launch::Senders(const Core& receiver, uint8_t mode) {
+    std::vector<Slot*> senders;
+    for (auto& slot : cores_) {
+        const Core& core = *slot->core;
+        const bool sameKind = core.isVector == receiver.isVector, sameBlock = core.block == receiver.block;
+        if (mode == 0 ? sameKind : mode == 1 ? sameKind && sameBlock : !sameKind && sameBlock) senders.push_back(slot.get());
+    }
+    return senders;
+}
+
+std::vector<Launch::Slot*> Launch::Receivers(const Core& sender, uint8_t mode) { return Senders(sender, mode); }
+
+void Launch::CrossSet(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where) {
+    if (flag >= kCrossFlags) Fail("CrossCoreSetFlag", where, Format("flag ids are 0..10 (SyncAll uses 11..14), got %u", flag));
+    Slot& slot = *cores_[core.index];
+    core.known[pipe].Join(core.known[PIPE_S]);
+    slot.sets[flag].push_back(core.Complete(pipe));
+    slot.modes[flag] = mode;
+    for (Slot* receiver : Receivers(core, mode)) {
+        const size_t pending = slot.sets[flag].size() - std::min(slot.sets[flag].size(), receiver->waits[flag]);
+        if (pending > 15) Fail("CrossCoreSetFlag", where, Format("flag %u has %zu sets that nobody waited for; the counter holds 15", flag, pending));
+    }
+    MayYield(core);
+}
+
+void Launch::CrossWait(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where) {
+    if (flag >= kCrossFlags) Fail("CrossCoreWaitFlag", where, Format("flag ids are 0..10 (SyncAll uses 11..14), got %u", flag));
+    Slot& slot = *cores_[core.index];
+    const std::vector<Slot*> senders = Senders(core, mode);
+    const size_t round = slot.waits[flag];
+    WaitUntil(core, Format("CrossCoreWaitFlag<%u>(%u) at line %d", mode, flag, where.line), [senders, flag, round] {
+        return std::all_of(senders.begin(), senders.end(), [&](const Slot* sender) { return sender->sets[flag].size() > round; });
+    });
+    for (Slot* sender : senders) core.known[pipe].Join(sender->sets[flag][round]);
+    ++slot.waits[flag];
+}
+
+void Launch::CheckEnd() {
+    for (auto& slot : cores_) {
+        for (uint32_t flag = 0; flag < kCrossFlags; ++flag) {
+            if (slot->sets[flag].empty()) continue;
+            for (Slot* receiver : Receivers(*slot->core, static_cast<uint8_t>(slot->modes[flag]))) {
+                if (receiver->waits[flag] == slot->sets[flag].size()) continue;
+                error_ = Describe(*slot->core) + Format(": CrossCoreSetFlag %u was called %zu times, %s waited %zu times", flag,
+                                                        slot->sets[flag].size(), Describe(*receiver->core).c_str(), receiver->waits[flag]);
+                return;
+            }
+        }
+    }
+    for (auto& range : ranges_) {
+        const uint8_t* end = range->data + range->bytes;
+        const auto dirty = [](uint8_t byte) { return byte != kPoison; };
+        if (!range->storage.empty() && (std::any_of(range->data - kRedZone, range->data, dirty) || std::any_of(end, end + kRedZone, dirty))) {
+            error_ = Format("kernel %s: the red zone around '%s' was overwritten through a raw pointer", kernel_, range->name);
+        }
+    }
+}
+
+}  // namespace twin
