@@ -15,10 +15,11 @@ from typing import Any, Final, TypeVar
 
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.spec import Implementation, OpSpec
+from ascend_dsv4.ops.spec import DTYPE_BYTES, Implementation, OpSpec
 
 _SPECS: dict[str, OpSpec] = {}
 _IMPLEMENTATIONS: dict[tuple[str, str], Implementation] = {}
+_DTYPES: dict[tuple[str, str], frozenset[str]] = {}
 
 F = TypeVar("F", bound=Implementation)
 
@@ -34,13 +35,17 @@ def define(spec: OpSpec) -> OpSpec:
     return spec
 
 
-def implements(spec: OpSpec, implementation: str) -> Callable[[F], F]:
-    """Decorator: register a function as `implementation` ("reference", "native", …) of an operator."""
+def implements(spec: OpSpec, implementation: str, dtypes: Iterable[str] = DTYPE_BYTES) -> Callable[[F], F]:
+    """Decorator: register a function as `implementation` ("reference", "ascendc-twin", …) of an operator.
+
+    dtypes  compute dtypes that it takes; a kernel may have fewer than the contract
+    """
 
     def register(function: F) -> F:
         if (spec.name, implementation) in _IMPLEMENTATIONS:
             raise ValueError(f"operator {spec.name!r} has two implementations called {implementation!r}")
         _IMPLEMENTATIONS[spec.name, implementation] = function
+        _DTYPES[spec.name, implementation] = frozenset(dtypes)
         return function
 
     return register
@@ -85,6 +90,12 @@ def get_implementation(name: str, implementation: str) -> Implementation:
     return _IMPLEMENTATIONS[spec.name, implementation]
 
 
+def dtypes_of(name: str, implementation: str) -> frozenset[str]:
+    """Compute dtypes that a registered implementation takes. Raises what `get_implementation` raises."""
+    get_implementation(name, implementation)
+    return _DTYPES[name, implementation]
+
+
 def _load_module(name: str) -> ModuleType:
     """A module of anybody's own. Raises ImportError whatever it raises itself."""
     try:
@@ -108,7 +119,7 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-IMPLEMENTATION_MODULES: Mapping[str, str] = {"reference": "reference"}
+IMPLEMENTATION_MODULES: Mapping[str, str] = {"reference": "reference", "ascendc-twin": "ascendc"}
 """Implementation name → module inside each operator's folder."""
 
 OP_SETS: Mapping[str, str] = {"auto": "reference", "reference": "reference"}

@@ -10,13 +10,17 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ascend_dsv4.errors import UnsupportedError
 
 KERNELS = Path(__file__).parents[2] / "cann_kernels"
-FLAGS = ("-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-Wall", "-Wextra")
+FLAGS = ("-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-fPIC", "-pthread", "-Wall", "-Wextra")
 
 
 class KernelError(UnsupportedError):
@@ -34,42 +38,86 @@ def compiler() -> str:
     )
 
 
-def build(sources: Sequence[Path], includes: Sequence[Path] = (), cache: Path | None = None) -> Path:
-    """Compile sources together with the twin into one shared library, once per content. Raises UnsupportedError."""
-    twin = KERNELS / "twin"
-    everything = sorted(
-        [*twin.rglob("*.h"), *(twin / "src").glob("*.cpp"), *sources, *(h for i in includes for h in i.glob("*.h"))]
-    )
-    digest = hashlib.sha256(repr((compiler(), FLAGS)).encode())
-    for path in everything:
-        digest.update(path.read_bytes())
+def build(sources: Sequence[Path], cache: Path | None = None) -> Path:
+    """Compile sources and the twin's own into one shared library; a source whose text and headers are unchanged is not compiled
+    again. A source may include headers of its own folder, of `cann_kernels/common` and of the twin. Raises UnsupportedError.
+    """
     folder = cache or Path(tempfile.gettempdir()) / f"ascend-dsv4-twin-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    library = folder / f"twin-{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    partial = folder / f"{library.name}.{os.getpid()}"
-    paths = [f"-I{path}" for path in (twin / "include", *includes)]
-    command = [compiler(), *FLAGS, *paths, *map(str, (twin / "src").glob("*.cpp")), *map(str, sources), "-o", str(partial)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    everything = [*sorted((KERNELS / "twin" / "src").glob("*.cpp")), *sources]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _compile(source, folder), everything))
+    library = folder / f"twin-{_digest([path.name for path in objects])}.so"
+    return _made(library, [compiler(), "-shared", "-pthread", *map(str, objects)])
+
+
+def _compile(source: Path, folder: Path) -> Path:
+    includes = (KERNELS / "twin" / "include", KERNELS / "common", source.parent)
+    headers = sorted({header for path in includes for header in path.rglob("*.h")})
+    command = [compiler(), *FLAGS, *(f"-I{path}" for path in includes), "-c", str(source)]
+    digest = _digest([FLAGS, compiler(), str(source), *(path.read_bytes() for path in (source, *headers))])
+    return _made(folder / f"{source.stem}-{digest}.o", command)
+
+
+def _digest(parts: Sequence[object]) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def _made(target: Path, command: Sequence[str]) -> Path:
+    """Run a compiler command unless its result is there. Several processes may do so at once."""
+    if target.exists():
+        return target
+    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}")
+    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UnsupportedError(f"twin: the kernels do not compile with {command[0]}:\n{done.stderr}")
-    partial.replace(library)
-    return library
+    partial.replace(target)
+    return target
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How kernels are launched."""
+
+    seed: int = 1
+    """Draws the order in which cores run, and whatever the device leaves open."""
+    yield_one_in: int = 16
+    """Instructions on average between two changes of core; 0: only where a core waits."""
+    vector_cores: int = 4
+    """Cores of the launch; kernels that need the cube get half as many AI cores, at least one."""
+
+
+_settings = Settings()
+
+
+def current_settings() -> Settings:
+    return _settings
+
+
+@contextmanager
+def settings(**changes: int) -> Iterator[Settings]:
+    """Other settings for the launches of a block."""
+    global _settings
+    before, _settings = _settings, replace(_settings, **changes)
+    try:
+        yield _settings
+    finally:
+        _settings = before
 
 
 class KernelLibrary:
-    """A loaded library. `seed` draws the order in which cores run; one runs `yield_one_in` instructions on average."""
+    """A loaded library of launchers."""
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
         self._library.twin_last_error.restype = ctypes.c_char_p
 
-    def configure(self, seed: int, yield_one_in: int = 16) -> None:
-        self._library.twin_configure(ctypes.c_uint64(seed), ctypes.c_uint32(yield_one_in))
+    def launch(self, op: str, params: ctypes.Structure, inputs: Sequence[int | None], outputs: Sequence[int | None]) -> None:
+        """Call `<op>_launch` with addresses of contiguous arrays, None for one that is not given.
 
-    def launch(self, op: str, params: ctypes.Structure, inputs: Sequence[int], outputs: Sequence[int]) -> None:
-        """Call `<op>_launch` with addresses of contiguous arrays. Raises KernelError with what the twin says."""
+        Raises KernelError with what the twin says.
+        """
+        self._library.twin_configure(ctypes.c_uint64(_settings.seed), ctypes.c_uint32(_settings.yield_one_in))
         ins, outs = (ctypes.c_void_p * len(inputs))(*inputs), (ctypes.c_void_p * len(outputs))(*outputs)
         if self._library[f"{op}_launch"](None, ctypes.byref(params), ins, outs, None, ctypes.c_size_t(0)) != 0:
             raise KernelError(self._library.twin_last_error().decode())
@@ -78,5 +126,4 @@ class KernelLibrary:
 @functools.cache
 def kernel_library() -> KernelLibrary:
     """All kernels there are, in one library, built at first use."""
-    sources = sorted(KERNELS.glob("*/*_launch_twin.cpp"))
-    return KernelLibrary(build(sources, [source.parent for source in sources]))
+    return KernelLibrary(build(sorted(KERNELS.glob("*/*_launch_twin.cpp"))))

@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import pytest
 import torch
 
 from ascend_dsv4.accuracy.calls import call_case, load_cases, load_expected, make_inputs, same_bits
 from ascend_dsv4.ops.hc_post.ascendc import hc_post
 from ascend_dsv4.ops.hc_post.reference import hc_post as reference
-from ascend_dsv4.twin.kernel_library import kernel_library
+from ascend_dsv4.twin.kernel_library import settings
 
 CASES = [pytest.param(case, dtype, id=f"{case.name}-{dtype}") for case in load_cases("hc_post") for dtype in case.dtypes]
 
@@ -38,12 +36,13 @@ def test_cores_and_schedules_do_not_matter(dtype, hidden_size):
     post, comb = torch.rand(7, 4, generator=generator), torch.rand(7, 4, 4, generator=generator)
     wanted = reference(x, streams, post, comb)
     for seed, cores in enumerate((1, 3, 20, 40)):
-        kernel_library().configure(seed)
-        assert same_bits(partial(hc_post, num_cores=cores)(x, streams, post, comb), wanted)
+        with settings(seed=seed, vector_cores=cores):
+            assert same_bits(hc_post(x, streams, post, comb), wanted)
 
 
 def test_more_tokens_than_one_group_of_weights():
     """One core reads the weights of 130 tokens in three groups, the last of two tokens."""
     generator = torch.Generator().manual_seed(5)
     tensors = [torch.rand(130, *shape, generator=generator) for shape in ((16,), (3, 16), (3,), (3, 3))]
-    assert same_bits(hc_post(*tensors, num_cores=1), reference(*tensors))
+    with settings(vector_cores=1):
+        assert same_bits(hc_post(*tensors), reference(*tensors))
