@@ -50,7 +50,7 @@ def find_clang() -> Any:
     except ImportError as error:
         raise UnsupportedError(
             "address-space check of kernels: the package libclang is not installed; expected it, because g++ has no address "
-            "spaces and would miss a forgotten __gm__. Install it with `pip install libclang`, or the extra `test` of this package."
+            "spaces and would miss a forgotten __gm__. Install it with `pip install libclang`, or the extra `test`."
         ) from error
     if shutil.which("g++") is None:
         raise UnsupportedError(
