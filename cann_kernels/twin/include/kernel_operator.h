@@ -2,4 +2,4 @@
 // Stands where the device's header of this name stands: kernel sources include it and are compiled unchanged.
 #pragma once
 
-#include "twin/select.h"
+#include "twin/sort.h"
