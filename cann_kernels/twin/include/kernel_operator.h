@@ -4,3 +4,4 @@
 
 #include "twin/cube.h"
 #include "twin/select.h"
+#include "twin/sort.h"
