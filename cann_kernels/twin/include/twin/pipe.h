@@ -75,7 +75,10 @@ public:
     template <typename T>
     LocalTensor<T> AllocTensor(const twin::Where& where = twin::Where::Here()) {
         twin::Core& core = twin::Current();
-        for (TwinBuffer& buffer : *buffers_) {
+        for (size_t tried = 0; tried < buffers_->size(); ++tried) {
+            // In turn, as on the device: a buffer that has just been freed is the last to be handed out again.
+            TwinBuffer& buffer = (*buffers_)[next_];
+            next_ = (next_ + 1) % buffers_->size();
             if (buffer.state != TwinBuffer::kFree) continue;
             buffer.state = TwinBuffer::kAllocated, buffer.where = where;
             if (!buffer.released.seen.empty()) core.known[kProducer].Join(buffer.released);
@@ -136,6 +139,7 @@ private:
 
     std::shared_ptr<std::deque<TwinBuffer>> buffers_ = std::make_shared<std::deque<TwinBuffer>>();  // outlives the queue for the leak check
     std::deque<TwinBuffer*> queue_;
+    size_t next_ = 0;
 };
 
 template <TPosition pos, int32_t depth, auto mask = 0>
