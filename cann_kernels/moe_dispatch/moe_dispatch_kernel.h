@@ -116,6 +116,7 @@ private:
         AscendC::LocalTensor<int32_t> total = totalBuf_.Get<int32_t>();
         AscendC::LocalTensor<int32_t> before = beforeBuf_.Get<int32_t>();
         AscendC::Duplicate(total, (int32_t)0, (int32_t)lanes);
+        AscendC::Duplicate(before, (int32_t)0, (int32_t)lanes);
         for (uint32_t block = 0; block < tiling_.numBlocks; block += most) {
             const uint32_t blocks = SmallerOf(tiling_.numBlocks - block, most);
             AscendC::LocalTensor<int32_t> rows = histogramQue_.AllocTensor<int32_t>();
@@ -124,11 +125,8 @@ private:
             rows = histogramQue_.DeQue<int32_t>();
             for (uint32_t i = 0; i < blocks; ++i) {
                 AscendC::PipeBarrier<PIPE_V>();
-                if (block + i == self) {
-                    AscendC::Adds(before, total, (int32_t)0, (int32_t)lanes);
-                    AscendC::PipeBarrier<PIPE_V>();
-                }
                 AscendC::Add(total, total, rows[i * lanes], (int32_t)lanes);
+                if (block + i < self) AscendC::Add(before, before, rows[i * lanes], (int32_t)lanes);
             }
             histogramQue_.FreeTensor(rows);
         }

@@ -161,7 +161,7 @@ void Instruction::Align(const LocalSpan& tensor, uint32_t bytes, const char* ope
 void Instruction::Order(const Access& before, const char* operand, const char* relation, const std::string& place) const {
     if (before.number == 0) return;
     const uint16_t self = core_.Agent(pipe_);
-    if (before.agent == self && (before.number == number_ || pipe_ == PIPE_S)) return;
+    if (before.agent == self && (before.number == number_ || pipe_ == PIPE_S || inOrder_)) return;
     if (core_.known[pipe_].seen[before.agent] >= before.number) return;
     const bool sameCore = before.agent / kPipes == core_.index;
     const pipe_t other = static_cast<pipe_t>(before.agent % kPipes);
@@ -174,14 +174,14 @@ void Instruction::Order(const Access& before, const char* operand, const char* r
                 sameCore ? Name(other) : core_.launch.DescribeAgent(before.agent).c_str(), Place(before.where).c_str(), remedy.c_str()));
 }
 
-uint8_t* Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
+uint32_t Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
     Require(tensor.live != nullptr, "%s is an empty tensor", operand);
     Require(*tensor.live == tensor.generation, "%s is used after FreeTensor", operand);
     Require(offset >= 0 && offset + bytes <= tensor.bytes, "%s: bytes %lld..%lld of a tensor of %u bytes", operand,
             static_cast<long long>(offset), static_cast<long long>(offset) + bytes, tensor.bytes);
     LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
     const uint32_t from = tensor.address + static_cast<uint32_t>(offset);
-    if (bytes == 0) return local.bytes.data() + from;
+    if (bytes == 0) return from;
     for (uint32_t b = from / kBlock; b <= (from + bytes - 1) / kBlock; ++b) {
         LocalBlock& block = local.blocks[b];
         const auto place = [&] { return Format("(%s block %u)", Name(tensor.memory), b); };
@@ -198,9 +198,14 @@ uint8_t* Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t by
         }
         block.write = {core_.Agent(pipe_), number_, 0, where_, Access::kWrite};
     }
-    if (writes) {
-        std::memset(local.written.data() + from, 1, bytes);
-    } else if (const void* hole = std::memchr(local.written.data() + from, 0, bytes)) {
+    if (writes) std::memset(local.written.data() + from, 1, bytes);
+    return from;
+}
+
+const uint8_t* Instruction::Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
+    const uint32_t from = Local(tensor, offset, bytes, operand, false);
+    LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
+    if (const void* hole = std::memchr(local.written.data() + from, 0, bytes)) {
         const auto at = static_cast<uint32_t>(static_cast<const uint8_t*>(hole) - local.written.data());
         Fail(Format("%s reads poison: %s byte %u (byte %lld of the tensor) was never written", operand, Name(tensor.memory), at,
                     static_cast<long long>(at) - tensor.address));
@@ -208,12 +213,18 @@ uint8_t* Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t by
     return local.bytes.data() + from;
 }
 
-const uint8_t* Instruction::Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
-    return Local(tensor, offset, bytes, operand, false);
+Peeked Instruction::Peek(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
+    const uint32_t from = Local(tensor, offset, bytes, operand, false);
+    LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
+    return {local.bytes.data() + from, local.written.data() + from};
 }
 
 uint8_t* Instruction::Write(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
-    return Local(tensor, offset, bytes, operand, true);
+    return core_.memories[static_cast<uint32_t>(tensor.memory)].bytes.data() + Local(tensor, offset, bytes, operand, true);
+}
+
+uint8_t* Instruction::WrittenMap(const LocalSpan& tensor, int64_t offset) {
+    return core_.memories[static_cast<uint32_t>(tensor.memory)].written.data() + tensor.address + offset;
 }
 
 uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind) {

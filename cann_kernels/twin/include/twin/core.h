@@ -133,6 +133,12 @@ struct LocalSpan {
     uint64_t generation = 0;         // and when the tensor was handed out
 };
 
+/// Bytes of local memory and, for each, whether it was ever written.
+struct Peeked {
+    const uint8_t* data;
+    const uint8_t* written;
+};
+
 /// One instruction on one pipe: every byte it touches passes through here before it is used.
 class Instruction {
 public:
@@ -143,6 +149,12 @@ public:
     /// Checked address of `bytes` bytes at `offset` of a local tensor. Reads must find written bytes.
     const uint8_t* Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
     uint8_t* Write(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
+    /// A read that may find bytes nobody wrote: what happens to them is the instruction's matter.
+    Peeked Peek(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
+    /// Of bytes that this instruction has written: where the twin keeps which of them hold a value.
+    uint8_t* WrittenMap(const LocalSpan& tensor, int64_t offset);
+    /// The pipe itself orders this instruction behind the ones before it.
+    void RelyOnOwnPipe() { inOrder_ = true; }
     const uint8_t* ReadGm(const uint8_t* address, size_t bytes, const char* operand);
     uint8_t* WriteGm(uint8_t* address, size_t bytes, const char* operand, bool atomic = false);
     /// The rule of the scalar data cache, which nothing keeps coherent with global memory.
@@ -151,7 +163,7 @@ public:
     Core& core() const { return core_; }
 
 private:
-    uint8_t* Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
+    uint32_t Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
     uint8_t* Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind);
     void Order(const Access& before, const char* operand, const char* relation, const std::string& place) const;
     void TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind);
@@ -161,6 +173,7 @@ private:
     pipe_t pipe_;
     Where where_;
     uint32_t number_;
+    bool inOrder_ = false;
 };
 
 }  // namespace twin

@@ -75,10 +75,9 @@ public:
     template <typename T>
     LocalTensor<T> AllocTensor(const twin::Where& where = twin::Where::Here()) {
         twin::Core& core = twin::Current();
+        // Buffers are handed out in turn, so that two of them overlap what one would put in order.
         for (size_t tried = 0; tried < buffers_->size(); ++tried) {
-            // In turn, as on the device: a buffer that has just been freed is the last to be handed out again.
-            TwinBuffer& buffer = (*buffers_)[next_];
-            next_ = (next_ + 1) % buffers_->size();
+            TwinBuffer& buffer = (*buffers_)[next_++ % buffers_->size()];
             if (buffer.state != TwinBuffer::kFree) continue;
             buffer.state = TwinBuffer::kAllocated, buffer.where = where;
             if (!buffer.released.seen.empty()) core.known[kProducer].Join(buffer.released);
