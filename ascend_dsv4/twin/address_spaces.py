@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 from ascend_dsv4.errors import UnsupportedError
+from ascend_dsv4.twin.kernel_library import KERNELS
 
 CORES = {"AIC": "__DAV_CUBE__", "AIV": "__DAV_VEC__"}
 """Core → the macro that the device compiler defines while it compiles for that core."""
-ADDRESS_SPACES = Path(__file__).parents[2] / "cann_kernels" / "twin" / "syntax" / "address_spaces.h"
+ADDRESS_SPACES = KERNELS / "twin" / "syntax" / "address_spaces.h"
 
 
 @dataclass(frozen=True, order=True)
