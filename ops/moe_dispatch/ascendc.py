@@ -49,6 +49,6 @@ def _check(x: Tensor, ids: Tensor, num_experts: int) -> None:
     if x.dtype not in DTYPES or num_experts > MAX_EXPERTS or ids.shape[1] > MAX_TOPK:
         raise UnsupportedError(
             f"moe_dispatch: got x of {x.dtype}, {num_experts} experts and {ids.shape[1]} choices; expected one of "
-            f"{list(DTYPES)}, at most {MAX_EXPERTS} experts and {MAX_TOPK} choices, because the kernel keeps its counters and a "
-            "chunk of choices in the unified buffer; choose another implementation"
+            f"{list(DTYPES)}, at most {MAX_EXPERTS} experts and {MAX_TOPK} choices, because the kernel keeps its counters "
+            "and a chunk of choices in the unified buffer; choose another implementation"
         )
