@@ -61,7 +61,7 @@ struct Access {
 /// 32 bytes of local memory, which only its own core touches: the last write, and the last read of each pipe.
 struct LocalBlock {
     uint32_t write = 0;  // number * 8 + pipe
-    std::array<uint32_t, kPipes> reads{};
+    std::array<uint32_t, kPipes + 1> reads{};  // the last one stays 0, so that eight are compared at once
 };
 
 struct LocalMemory {
