@@ -3,5 +3,5 @@
 #pragma once
 
 #include "twin/cube.h"
-#include "twin/select.h"
+#include "twin/reduce.h"
 #include "twin/sort.h"

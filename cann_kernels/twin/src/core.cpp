@@ -122,6 +122,9 @@ void Core::CheckEnd() {
             }
         }
     }
+    if (!mask.Default()) {
+        throw TwinError(launch.Describe(*this) + ": the kernel ends with its own vector mask in force; call SetMaskNorm and ResetMask");
+    }
     if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
     if (!dirtyLines.empty()) {
         throw TwinError(launch.Describe(*this) + ": GlobalTensor::SetValue left a line in the data cache; "

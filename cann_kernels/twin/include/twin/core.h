@@ -88,6 +88,13 @@ struct Flag {
     Where where{nullptr, 0};
 };
 
+/// Mask that vector instructions with isSetMask=false obey: a bitmap of each repeat, or a number of elements.
+struct VectorMask {
+    bool counter = false;
+    uint64_t high = ~uint64_t{0}, low = ~uint64_t{0};
+    bool Default() const { return !counter && high == ~uint64_t{0} && low == ~uint64_t{0}; }
+};
+
 class Launch;
 
 class Core {
@@ -108,6 +115,9 @@ public:
     std::unordered_set<uintptr_t> dirtyLines;
     void* pipe = nullptr;  // the live TPipe
     uint64_t generations = 0;
+    VectorMask mask;
+    float deqScale = 0.0f;  // of Cast int32 -> half
+    bool hasDeqScale = false;
     bool atomic = false;  // a DMA accumulation is switched on
     std::string leak;  // first thing that a destructor found wrong
 
