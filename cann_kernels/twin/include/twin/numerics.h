@@ -28,6 +28,7 @@ inline bool RoundsUp(RoundMode mode, bool negative, bool odd, uint32_t low, uint
 inline uint16_t NarrowToBfloat16(float value, RoundMode mode = RoundMode::CAST_RINT) {
     const uint32_t bits = FloatToBits(value);
     if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    if (mode == RoundMode::CAST_RINT) return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
     if (std::isinf(value)) return static_cast<uint16_t>(bits >> 16);
     const bool up = RoundsUp(mode, bits >> 31 != 0, (bits >> 16 & 1u) != 0, bits & 0xffffu, 0x8000u);
     return static_cast<uint16_t>((bits >> 16) + (up ? 1u : 0u));
