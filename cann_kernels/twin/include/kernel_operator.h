@@ -5,3 +5,4 @@
 #include "twin/cube.h"
 #include "twin/reduce.h"
 #include "twin/sort.h"
+#include "twin/static_tensor.h"
