@@ -306,7 +306,7 @@ template <bool isAIVOnly = true>
 void SyncAll(const GlobalTensor<int32_t>& gmWorkspace, const LocalTensor<int32_t>& ubWorkspace, const int32_t usedCores = 0,
              const twin::Where& where = twin::Where::Here()) {
     twin::Core& core = twin::Current();
-    core.launch.SoftSyncAll(core, reinterpret_cast<uint8_t*>(gmWorkspace.GetPhyAddr()), ubWorkspace.GetSize() * sizeof(int32_t), usedCores,
+    core.launch.SoftSyncAll(core, (uint8_t*)gmWorkspace.GetPhyAddr(), ubWorkspace.GetSize() * sizeof(int32_t), usedCores,
                             isAIVOnly, where);
 }
 
