@@ -38,19 +38,20 @@ public:
         pipe->InitBuffer(recordBuf_, tiling_.sortLanes * SORT_RECORD * sizeof(float));
         pipe->InitBuffer(mergeBuf_, tiling_.sortLanes * SORT_RECORD * sizeof(float));
         pipe->InitBuffer(indexBuf_, tiling_.sortLanes * sizeof(uint32_t));
-        FillRamp(indexBuf_.Get<int32_t>(), tiling_.sortLanes);
+        AscendC::CreateVecIndex(indexBuf_.Get<int32_t>(), (int32_t)0, tiling_.sortLanes);
         if (tiling_.numGroups == 1) return;
         pipe->InitBuffer(keptBuf_, tiling_.sortLanes * sizeof(float));
+        if (tiling_.isRegrouped != 0) {
+            pipe->InitBuffer(groupedBuf_, tiling_.sortLanes * sizeof(float));
+            pipe->InitBuffer(sourceBuf_, tiling_.sortLanes * sizeof(uint32_t));
+            Regroup();
+        }
         pipe->InitBuffer(groupSumBuf_, ROUTE_MAX_GROUPS * sizeof(float));
         pipe->InitBuffer(groupRampBuf_, ROUTE_MAX_GROUPS * sizeof(uint32_t));
         pipe->InitBuffer(groupIdBuf_, ROUTE_MAX_GROUPS * sizeof(uint32_t));
         pipe->InitBuffer(bitsBuf_, 32);
-        FillRamp(groupRampBuf_.Get<int32_t>(), ROUTE_MAX_GROUPS);
+        AscendC::CreateVecIndex(groupRampBuf_.Get<int32_t>(), (int32_t)0, ROUTE_MAX_GROUPS);
         AscendC::Duplicate(groupSumBuf_.Get<float>(), -ROUTE_INFINITY, (int32_t)ROUTE_MAX_GROUPS);
-        if (tiling_.isRegrouped == 0) return;
-        pipe->InitBuffer(groupedBuf_, tiling_.sortLanes * sizeof(float));
-        pipe->InitBuffer(sourceBuf_, tiling_.sortLanes * sizeof(uint32_t));
-        Regroup();
     }
 
     /// ids: the topk best of ranks [expertLanes], best first, and further ones up to 32. Begins behind a barrier, ends with one.
@@ -65,19 +66,6 @@ public:
     }
 
 private:
-    /// 0, 1, 2, ...: eight by hand, then as many again at a time. count is a multiple of 8.
-    __aicore__ inline void FillRamp(const AscendC::LocalTensor<int32_t>& ramp, uint32_t count)
-    {
-        for (uint32_t i = 0; i < 8; ++i) {
-            ramp.SetValue(i, (int32_t)i);
-        }
-        Handover<AscendC::HardEvent::S_V>(pipe_);
-        for (uint32_t filled = 8; filled < count; filled *= 2) {
-            AscendC::Adds(ramp[filled], ramp, (int32_t)filled, (int32_t)SmallerOf(filled, count - filled));
-            AscendC::PipeBarrier<PIPE_V>();
-        }
-    }
-
     /// Where each lane of the groups, padded to whole runs, comes from. Padding comes from the first lane without an expert.
     __aicore__ inline void Regroup()
     {

@@ -36,6 +36,7 @@ public:
         pipe->InitBuffer(idsQue_, 2, chosenBytes);
         pipe->InitBuffer(weightQue_, 2, chosenBytes);
         pipe->InitBuffer(offsetBuf_, chosenBytes);
+        pipe->InitBuffer(chosenBuf_, chosenBytes + ROUTE_MAX_TOPK * sizeof(float));  // the last row is read as a whole repeat
         pipe->InitBuffer(sumBuf_, ROUTE_TILE_TOKENS * sizeof(float));
         pipe->InitBuffer(spreadBuf_, ROUTE_TILE_TOKENS * 32);
         pipe->InitBuffer(tokenBuf_, ROUTE_TILE_TOKENS * sizeof(int32_t));
@@ -212,31 +213,35 @@ private:
     __aicore__ inline void Weigh(const AscendC::LocalTensor<float>& weights, const AscendC::LocalTensor<int32_t>& ids, uint32_t rows)
     {
         AscendC::LocalTensor<int32_t> offsets = offsetBuf_.Get<int32_t>();
+        AscendC::LocalTensor<float> chosen = chosenBuf_.Get<float>();
         for (uint32_t row = 0; row < rows; ++row) {
             AscendC::Muls(offsets[row * ROUTE_MAX_TOPK], ids[row * ROUTE_MAX_TOPK], (int32_t)sizeof(float), (int32_t)tiling_.topk);
         }
         AscendC::PipeBarrier<PIPE_V>();
         for (uint32_t row = 0; row < rows; ++row) {
-            AscendC::Gather(weights[row * ROUTE_MAX_TOPK], scoreBuf_.Get<float>()[row * tiling_.expertLanes],
+            AscendC::Gather(chosen[row * ROUTE_MAX_TOPK], scoreBuf_.Get<float>()[row * tiling_.expertLanes],
                             offsets[row * ROUTE_MAX_TOPK].ReinterpretCast<uint32_t>(), 0, tiling_.topk);
         }
         AscendC::PipeBarrier<PIPE_V>();
-        if (tiling_.normalize != 0) Normalize(weights, rows);
-        AscendC::Muls(weights, weights, tiling_.scaling, (uint64_t)tiling_.topk, (uint8_t)rows, AscendC::UnaryRepeatParams(1, 1, 4, 4));
+        if (tiling_.normalize != 0) chosen = Normalized(chosen, rows);
+        AscendC::Muls(weights, chosen, tiling_.scaling, (uint64_t)tiling_.topk, (uint8_t)rows, AscendC::UnaryRepeatParams(1, 1, 4, 4));
     }
 
-    __aicore__ inline void Normalize(const AscendC::LocalTensor<float>& weights, uint32_t rows)
+    /// Divided by their sum; where the offsets were.
+    __aicore__ inline AscendC::LocalTensor<float> Normalized(const AscendC::LocalTensor<float>& chosen, uint32_t rows)
     {
         AscendC::LocalTensor<float> sums = sumBuf_.Get<float>();
         AscendC::LocalTensor<float> spread = spreadBuf_.Get<float>();
-        AscendC::WholeReduceSum(sums, weights, (int32_t)tiling_.topk, (int32_t)rows, 1, 1, 4);
+        AscendC::LocalTensor<float> shares = offsetBuf_.Get<float>();
+        AscendC::WholeReduceSum(sums, chosen, (int32_t)tiling_.topk, (int32_t)rows, 1, 1, 4);
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::Adds(sums, sums, tiling_.normEps, (int32_t)rows);
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::Brcb(spread, sums, (uint8_t)(ROUTE_TILE_TOKENS / 8), AscendC::BrcbRepeatParams(1, 8));
         AscendC::PipeBarrier<PIPE_V>();
-        AscendC::Div(weights, weights, spread, (uint64_t)tiling_.topk, (uint8_t)rows, AscendC::BinaryRepeatParams(1, 1, 0, 4, 4, 1));
+        AscendC::Div(shares, chosen, spread, (uint64_t)tiling_.topk, (uint8_t)rows, AscendC::BinaryRepeatParams(1, 1, 0, 4, 4, 1));
         AscendC::PipeBarrier<PIPE_V>();
+        return shares;
     }
 
     __aicore__ inline void Store(AscendC::LocalTensor<int32_t>& ids, AscendC::LocalTensor<float>& weights, uint64_t token, uint32_t rows)
@@ -266,6 +271,7 @@ private:
     AscendC::TBuf<AscendC::TPosition::VECCALC> secondBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> maskBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> offsetBuf_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> chosenBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> sumBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> spreadBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> tokenBuf_;
