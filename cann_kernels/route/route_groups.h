@@ -40,7 +40,7 @@ public:
         pipe->InitBuffer(indexBuf_, tiling_.sortLanes * sizeof(uint32_t));
         AscendC::CreateVecIndex(indexBuf_.Get<int32_t>(), (int32_t)0, tiling_.sortLanes);
         if (tiling_.numGroups == 1) return;
-        pipe->InitBuffer(keptBuf_, tiling_.sortLanes * sizeof(float));
+        pipe->InitBuffer(keptBuf_, (tiling_.sortLanes + SORT_RUN) * sizeof(float));  // the last group is read as a whole repeat
         if (tiling_.isRegrouped != 0) {
             pipe->InitBuffer(groupedBuf_, tiling_.sortLanes * sizeof(float));
             pipe->InitBuffer(sourceBuf_, tiling_.sortLanes * sizeof(uint32_t));
@@ -96,7 +96,6 @@ private:
         AscendC::LocalTensor<float> kept = keptBuf_.Get<float>();
         AscendC::LocalTensor<int32_t> groupIds = groupIdBuf_.Get<int32_t>();
         AscendC::Duplicate(kept, -ROUTE_INFINITY, (int32_t)tiling_.sortLanes);
-        AscendC::PipeBarrier<PIPE_V>();
         Handover<AscendC::HardEvent::V_S>(pipe_);
         for (uint32_t i = 0; i < tiling_.topkGroup; ++i) {
             const uint32_t first = (uint32_t)groupIds.GetValue(i) * tiling_.groupLanes;
@@ -140,7 +139,6 @@ private:
                                                        groupRampBuf_.Get<uint32_t>(), runs, tiling_.topkGroup);
         AscendC::PipeBarrier<PIPE_V>();
         SplitRecords(groupIdBuf_.Get<float>(), sorted, 2, (tiling_.topkGroup + SORT_RUN - 1) / SORT_RUN * SORT_RUN);
-        AscendC::PipeBarrier<PIPE_V>();
     }
 
     RouteTiling tiling_;

@@ -70,8 +70,8 @@ def _check(num_experts: int, topk: int, scoring: str, n_group: int, topk_group: 
         raise ValueError(f"route: scoring={scoring!r}, expected sqrtsoftplus or sigmoid")
     if num_experts > MAX_EXPERTS or topk > MAX_TOPK or n_group > MAX_GROUPS:
         raise UnsupportedError(
-            f"route: got {num_experts} experts, topk {topk} and {n_group} groups; expected at most {MAX_EXPERTS}, {MAX_TOPK} and "
-            f"{MAX_GROUPS}, because the kernel sorts a token's experts in the unified buffer; choose another implementation"
+            f"route: got {num_experts} experts, topk {topk} and {n_group} groups; expected at most {MAX_EXPERTS}, {MAX_TOPK} "
+            f"and {MAX_GROUPS}, because the kernel sorts a token's experts in the unified buffer; choose another implementation"
         )
     if is_hashed:
         return
