@@ -27,7 +27,7 @@ void RequireUbOrL1(const twin::Instruction& instruction, const LocalTensor<T>& t
 
 template <typename T>
 const uint8_t* Bytes(const GlobalTensor<T>& tensor) {
-    return reinterpret_cast<const uint8_t*>(tensor.GetPhyAddr());
+    return twin::HostBytes(tensor.GetPhyAddr());
 }
 
 /// DMA accumulation in the type that SetAtomicAdd was given.

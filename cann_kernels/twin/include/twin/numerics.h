@@ -76,12 +76,11 @@ T NarrowToInteger(double value, RoundMode mode) {
 
 template <typename T>
 T Narrow(float value, RoundMode mode = RoundMode::CAST_RINT) {
-    if constexpr (std::is_same_v<T, half>) {
-        half result;
-        result.bits = NarrowToHalf(value, mode);
+    if constexpr (kOneOf<T, half, bfloat16_t>) {
+        const uint16_t bits = std::is_same_v<T, half> ? NarrowToHalf(value, mode) : NarrowToBfloat16(value, mode);
+        T result;
+        std::memcpy(&result, &bits, sizeof(result));
         return result;
-    } else if constexpr (std::is_same_v<T, bfloat16_t>) {
-        return bfloat16_t{NarrowToBfloat16(value, mode)};
     } else {
         return value;
     }
@@ -89,4 +88,6 @@ T Narrow(float value, RoundMode mode = RoundMode::CAST_RINT) {
 
 }  // namespace twin
 
+#ifndef TWIN_ADDRESS_SPACES
 inline half::half(float value) : bits(twin::NarrowToHalf(value)) {}
+#endif

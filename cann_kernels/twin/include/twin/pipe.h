@@ -95,8 +95,7 @@ public:
         }
         twin::Core& core = twin::Current();
         buffer.state = TwinBuffer::kQueued, buffer.where = where;
-        buffer.ready = core.Complete(kProducer);
-        buffer.ready.Join(core.known[PIPE_S]);
+        core.Tell(kProducer, buffer.ready);
         queue_.push_back(&buffer);
         return true;
     }
@@ -116,8 +115,7 @@ public:
         const twin::LocalSpan& span = tensor.span();
         TwinBuffer& buffer = Find("FreeTensor", span, TwinBuffer::kTaken, where);
         twin::Core& core = twin::Current();
-        buffer.released = core.Complete(kConsumer);
-        buffer.released.Join(core.known[PIPE_S]);
+        core.Tell(kConsumer, buffer.released);
         buffer.state = TwinBuffer::kFree;
         ++buffer.generation;
         core.Forget(buffer.memory, buffer.address, buffer.bytes);
