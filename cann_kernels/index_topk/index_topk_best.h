@@ -77,6 +77,9 @@ private:
         AscendC::SetFlag<AscendC::HardEvent::V_S>(known);
         AscendC::WaitFlag<AscendC::HardEvent::V_S>(known);
         const float worst = records_.GetValue((most_ - 1) * SORT_RECORD);
+        const AscendC::TEventID taken = pipe_->FetchEventID(AscendC::HardEvent::S_V);
+        AscendC::SetFlag<AscendC::HardEvent::S_V>(taken);
+        AscendC::WaitFlag<AscendC::HardEvent::S_V>(taken);
         const uint32_t padded = (count + 63) / 64 * 64;
         AscendC::CompareScalar(scratch.bits, scores, worst, AscendC::CMPMODE::GT, padded);
         AscendC::Duplicate(chosen, -INDEX_TOPK_INFINITY, (int32_t)padded);

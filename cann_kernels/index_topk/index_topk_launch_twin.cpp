@@ -20,9 +20,11 @@ extern "C" int index_topk_launch(void*, const IndexTopkParams* params, void** in
         const size_t size = p.dtype == INDEX_TOPK_FLOAT32 ? 4 : p.dtype == INDEX_TOPK_INT8 ? 1 : 2, heads = tokens * p.numHeads;
         const bool scaled = p.dtype == INDEX_TOPK_INT8;
         twin::Launch launch("index_topk", p.numCores, twin::Ratio::kOneToTwo, twin::CurrentSettings());
-        GM_ADDR q = launch.In("q", in[0], heads * p.headDim * size), weights = launch.In("weights", in[1], heads * sizeof(float));
+        GM_ADDR q = launch.In("q", in[0], heads * p.headDim * size);
+        GM_ADDR weights = launch.In("weights", in[1], heads * sizeof(float));
         GM_ADDR keys = launch.In("idx_kv", in[2], rows * p.headDim * size);
-        GM_ADDR positions = launch.In("positions", in[3], tokens * 4), requests = launch.In("req_idx", in[4], tokens * 4);
+        GM_ADDR positions = launch.In("positions", in[3], tokens * 4);
+        GM_ADDR requests = launch.In("req_idx", in[4], tokens * 4);
         GM_ADDR table = launch.In("block_table", in[5], size_t{p.numRequests} * p.maxBlocks * 4);
         GM_ADDR candidates = p.hasCandidates != 0 ? launch.In("candidates", in[6], tokens * p.numGiven * 4) : nullptr;
         GM_ADDR qScale = scaled ? launch.In("q_scale", in[7], heads * sizeof(float)) : nullptr;
