@@ -131,6 +131,15 @@ void Core::Barrier(pipe_t pipe) {
     for (uint32_t p = 0; p < kPipes; ++p) known[p].Join(known[PIPE_S]);
 }
 
+void Core::TakeEvent(const char* name, pipe_t source, pipe_t target, const Where& where) {
+    if (source == target) return;
+    if (queueEvents[source][target] >= kEvents) {
+        Fail(name, where, Format("the %u event ids of %s_%s are all held by buffers of queues; use fewer buffers at this position", kEvents,
+                                 Name(source) + 5, Name(target) + 5));
+    }
+    ++queueEvents[source][target];
+}
+
 void Core::Forget(Memory memory, uint32_t from, uint32_t bytes) {
     LocalMemory& local = memories[static_cast<uint32_t>(memory)];
     std::fill_n(local.bytes.begin() + from, bytes, kPoison);
@@ -150,6 +159,9 @@ void Core::CheckEnd() {
             }
         }
     }
+    if (!mask.Default()) {
+        throw TwinError(launch.Describe(*this) + ": the kernel ends with its own vector mask in force; call SetMaskNorm and ResetMask");
+    }
     if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
     if (!dirtyLines.empty()) {
         throw TwinError(launch.Describe(*this) + ": GlobalTensor::SetValue left a line in the data cache; "
@@ -163,6 +175,7 @@ Instruction::Instruction(const char* name, pipe_t pipe, const Where& where)
     if ((pipe == PIPE_M || pipe == PIPE_FIX || pipe == PIPE_MTE1) && core_.isVector) {
         Fail("cube instructions do nothing on a vector core; guard with ASCEND_IS_AIC");
     }
+    if (pipe == PIPE_V && !core_.stateSet) Fail("masks and DMA modes of an earlier kernel are in force: begin with InitSocState or a TPipe");
     core_.launch.MayYield(core_);
     // The scalar unit stalls at its own waits, so whatever it issues later starts after what it has waited for.
     if (pipe != PIPE_S && core_.passedOn[pipe] != core_.known[PIPE_S].version) {
@@ -219,7 +232,7 @@ void Instruction::LocalHazard(const LocalSpan& tensor, uint32_t index, const cha
     Fail("an access is out of order");
 }
 
-uint32_t Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
+__attribute__((optimize("O3"))) uint32_t Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
     Require(tensor.live != nullptr, "%s is an empty tensor", operand);
     Require(*tensor.live == tensor.generation, "%s is used after FreeTensor", operand);
     Require(offset >= 0 && offset + bytes <= tensor.bytes, "%s: bytes %lld..%lld of a tensor of %u bytes", operand,
@@ -227,19 +240,19 @@ uint32_t Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t by
     LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
     const uint32_t from = tensor.address + static_cast<uint32_t>(offset);
     if (bytes == 0) return from;
-    // What this pipe may rely on within its core, itself included.
-    std::array<uint32_t, kPipes> safe;
+    // What this pipe may rely on within its core, and what this instruction itself has noted.
+    std::array<uint32_t, kPipes + 1> safe{}, self{};
     std::copy_n(core_.known[pipe_].seen.begin() + core_.index * kPipes, kPipes, safe.begin());
-    const bool trusted = pipe_ == PIPE_S || inOrder_;
-    if (trusted) safe[pipe_] = number_;
+    if (pipe_ == PIPE_S || inOrder_) safe[pipe_] = number_;
+    self[pipe_] = number_;
     const uint32_t mine = number_ << 3 | pipe_, last = (from + bytes - 1) / kBlock;
     for (uint32_t b = from / kBlock; b <= last; ++b) {
         LocalBlock& block = local.blocks[b];
-        bool late = block.write >> 3 > safe[block.write & 7u] && block.write != mine;
+        uint32_t late = (block.write >> 3 > safe[block.write & 7u]) & (block.write != mine);
         if (writes) {
-            for (uint32_t pipe = 0; pipe < kPipes; ++pipe) late |= block.reads[pipe] > safe[pipe] && !(pipe == pipe_ && block.reads[pipe] == number_);
+            for (uint32_t pipe = 0; pipe <= kPipes; ++pipe) late |= (block.reads[pipe] > safe[pipe]) & (block.reads[pipe] != self[pipe]);
         }
-        if (late) LocalHazard(tensor, b, operand, writes);
+        if (late != 0) LocalHazard(tensor, b, operand, writes);
         if (writes) block.write = mine;
         else block.reads[pipe_] = number_;
     }

@@ -28,6 +28,7 @@ inline bool RoundsUp(RoundMode mode, bool negative, bool odd, uint32_t low, uint
 inline uint16_t NarrowToBfloat16(float value, RoundMode mode = RoundMode::CAST_RINT) {
     const uint32_t bits = FloatToBits(value);
     if (std::isnan(value)) return static_cast<uint16_t>(bits >> 16 | 0x40u);
+    if (mode == RoundMode::CAST_RINT) return static_cast<uint16_t>((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
     if (std::isinf(value)) return static_cast<uint16_t>(bits >> 16);
     const bool up = RoundsUp(mode, bits >> 31 != 0, (bits >> 16 & 1u) != 0, bits & 0xffffu, 0x8000u);
     return static_cast<uint16_t>((bits >> 16) + (up ? 1u : 0u));
@@ -72,6 +73,23 @@ T NarrowToInteger(double value, RoundMode mode) {
     if (rounded <= static_cast<double>(std::numeric_limits<T>::min())) return std::numeric_limits<T>::min();
     if (rounded >= static_cast<double>(std::numeric_limits<T>::max())) return std::numeric_limits<T>::max();
     return static_cast<T>(rounded);
+}
+
+/// An integer as a float, rounded in the direction of `mode`.
+inline float NarrowToFloat(int64_t value, RoundMode mode) {
+    const auto nearest = static_cast<float>(value);
+    const auto exact = static_cast<long double>(value), found = static_cast<long double>(nearest);
+    if (found == exact) return nearest;
+    const float infinity = std::numeric_limits<float>::infinity();
+    const float other = std::nextafter(nearest, found > exact ? -infinity : infinity);
+    const float low = std::min(nearest, other), high = std::max(nearest, other);
+    switch (mode) {
+        case RoundMode::CAST_FLOOR: return low;
+        case RoundMode::CAST_CEIL: return high;
+        case RoundMode::CAST_TRUNC: return value < 0 ? high : low;
+        case RoundMode::CAST_ROUND: return exact - low == high - exact ? (value < 0 ? low : high) : nearest;
+        default: return nearest;
+    }
 }
 
 template <typename T>
