@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Packaging. `ops/` installs, and is imported, only as `ascend_dsv4.ops`; configs travel inside the package."""
+"""Packaging. `ops/` installs, and is imported, only as `ascend_dsv4.ops`; configs and kernel sources travel inside the
+package."""
 
 import re
 from pathlib import Path
@@ -11,8 +12,9 @@ VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "ascend_dsv4" / "__init__.p
 
 packages = find_packages(include=["ascend_dsv4", "ascend_dsv4.*"])
 packages += ["ascend_dsv4.ops"] + [f"ascend_dsv4.ops.{name}" for name in find_packages("ops")]
-packages += ["ascend_dsv4.configs"]
+packages += ["ascend_dsv4.configs", "ascend_dsv4.cann_kernels"]
 
+KERNEL_FILES = (".h", ".cpp", ".asc", ".py", ".sh", ".md", "CMakeLists.txt")
 SERVE = ["fastapi>=0.115", "fastapi-offline>=1.7", "uvicorn>=0.32", "prometheus-client>=0.21", "xgrammar>=0.2.8,<0.3"]
 VIDEO = ["av>=14"]
 BENCH = ["httpx>=0.28,<1", "matplotlib>=3.9"]
@@ -28,10 +30,14 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=packages,
-    package_dir={"ascend_dsv4": "ascend_dsv4", "ascend_dsv4.ops": "ops", "ascend_dsv4.configs": "configs"},
+    package_dir={"ascend_dsv4": "ascend_dsv4", "ascend_dsv4.ops": "ops",
+                 "ascend_dsv4.configs": "configs",
+                 "ascend_dsv4.cann_kernels": "cann_kernels"},  # fmt: skip
     package_data={
         "ascend_dsv4": ["py.typed", "server/page/*", "accuracy/*.json", "accuracy/report/template/*"],
         "ascend_dsv4.configs": ["models/*.json", "engine/*.yaml", "serve/*.yaml"],
+        # Kernels are compiled where they run: by g++ for the twin, by CANN for a device.
+        "ascend_dsv4.cann_kernels": [f"**/*{suffix}" for suffix in KERNEL_FILES],
     },
     install_requires=[
         "torch>=2.10,<2.15",

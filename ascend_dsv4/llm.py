@@ -269,7 +269,7 @@ class LLM:
             "model": {"family": self.config.model_type, "config_sha256": hashlib.sha256(content.encode()).hexdigest()},
             "engine": dataclasses.asdict(self.engine_config),
         }
-        capture = Capture(Path(folder), selection, about, self.backend.bound_ops().implementation, limit)
+        capture = Capture(Path(folder), selection, about, self.backend.bound_ops().implementations, limit)
         self.runner.watch(capture)
         try:
             yield capture

@@ -9,6 +9,7 @@ import importlib.util
 import traceback
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, TypeVar
@@ -16,6 +17,7 @@ from typing import Any, Final, TypeVar
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.spec import DTYPE_BYTES, Implementation, OpSpec
+from ascend_dsv4.twin.kernel_library import compiler
 
 _SPECS: dict[str, OpSpec] = {}
 _IMPLEMENTATIONS: dict[tuple[str, str], Implementation] = {}
@@ -71,8 +73,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 def get_implementation(name: str, implementation: str) -> Implementation:
     """One implementation, imported on demand. "module:function" or "path/file.py:function" names anybody's own.
 
-    Raises UnsupportedError for an unknown name; ImportError or AttributeError for a file that cannot be loaded, or a function
-    that is not there.
+    Raises UnsupportedError for an unknown name, or one that this operator does not have; ImportError or AttributeError for a
+    file that cannot be loaded, or a function that is not there.
     """
     spec = get_spec(name)
     if ":" in implementation:
@@ -86,8 +88,19 @@ def get_implementation(name: str, implementation: str) -> Implementation:
             f"operator {name!r}: unknown implementation {implementation!r}, expected {', '.join(IMPLEMENTATION_MODULES)}, or a "
             "function as module:function or FILE.py:function, because no other names are registered. Name one of these."
         )
+    if not has_implementation(name, implementation):
+        raise UnsupportedError(
+            f"operator {name!r}: it has no implementation {implementation!r}, expected one of "
+            f"{', '.join(other for other in IMPLEMENTATION_MODULES if has_implementation(name, other))}, because not every "
+            "operator is written for everything. Name one of these."
+        )
     importlib.import_module(f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}")
     return _IMPLEMENTATIONS[spec.name, implementation]
+
+
+def has_implementation(name: str, implementation: str) -> bool:
+    """Whether an operator has a file for an implementation that is known by name. Its file is not imported."""
+    return find_spec(f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}") is not None
 
 
 def dtypes_of(name: str, implementation: str) -> frozenset[str]:
@@ -122,16 +135,34 @@ def _load_file(path: Path) -> ModuleType:
 IMPLEMENTATION_MODULES: Mapping[str, str] = {"reference": "reference", "ascendc-twin": "ascendc"}
 """Implementation name → module inside each operator's folder."""
 
-OP_SETS: Mapping[str, str] = {"auto": "reference", "reference": "reference"}
-"""What the option `ops` accepts → the implementation it resolves to."""
+OP_SETS: Mapping[str, tuple[str, ...]] = {
+    "auto": ("reference",),
+    "reference": ("reference",),
+    "ascendc-twin": ("ascendc-twin", "reference"),
+}
+"""What the option `ops` accepts → implementations in order of preference; every operator gets the first that it has."""
 
 
 class BoundOps:
-    """Operators as attributes: `ops.rms_norm(x, weight, eps)`. Written caches come back as handles to rebind."""
+    """Operators as attributes: `ops.rms_norm(x, weight, eps)`. Written caches come back as handles to rebind.
 
-    def __init__(self, functions: Mapping[str, Implementation], implementation: str) -> None:
+    functions        operator → what computes it
+    implementations  operator → what that is called, for the same operators at least
+    """
+
+    def __init__(self, functions: Mapping[str, Implementation], implementations: Mapping[str, str]) -> None:
         self.functions = dict(functions)
-        self.implementation = implementation
+        self.implementations = dict(implementations)
+
+    @property
+    def implementation(self) -> str:
+        """One name, or of several which operators they compute: "ascendc-twin (hc_post, route), reference (all others)"."""
+        names = {other: sorted(op for op, name in self.implementations.items() if name == other)
+                 for other in dict.fromkeys(self.implementations.values())}  # fmt: skip
+        if len(names) == 1:
+            return next(iter(names))
+        *few, most = sorted(names, key=lambda name: len(names[name]))
+        return ", ".join([*(f"{name} ({', '.join(names[name])})" for name in few), f"{most} (all others)"])
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         try:
@@ -152,22 +183,17 @@ class BoundOps:
 
 
 def bind(ops: str, names: Iterable[str] = OP_NAMES) -> BoundOps:
-    """Resolve an op set. Raises UnsupportedError that lists every operator without an implementation at once."""
+    """Resolve an op set. Raises UnsupportedError that lists every operator without an implementation at once, or for a set
+    that this machine lacks a compiler for.
+    """
     if ops not in OP_SETS:
         raise UnsupportedError(f"ops={ops!r}: no such op set; choose one of {', '.join(OP_SETS)}")
-    implementation = OP_SETS[ops]
-    functions: dict[str, Implementation] = {}
-    missing = []
-    for name in names:
-        try:
-            functions[name] = get_implementation(name, implementation)
-        except ModuleNotFoundError as error:
-            if error.name != f"ascend_dsv4.ops.{name}.{IMPLEMENTATION_MODULES[implementation]}":
-                raise  # the implementation is there, but something it imports is not
-            missing.append(name)
-    if missing:
+    chosen = {name: next((other for other in OP_SETS[ops] if has_implementation(name, other)), "") for name in names}
+    if missing := [name for name, implementation in chosen.items() if not implementation]:
         raise UnsupportedError(
-            f"ops={ops!r}: no {implementation!r} implementation of {', '.join(missing)}, and operators are not mixed silently. "
-            f"Choose another op set: {', '.join(OP_SETS)}."
+            f"ops={ops!r}: no {' or '.join(map(repr, OP_SETS[ops]))} implementation of {', '.join(missing)}, and operators are "
+            f"not mixed silently. Choose another op set: {', '.join(OP_SETS)}."
         )
-    return BoundOps(functions, implementation)
+    if "ascendc-twin" in chosen.values():
+        compiler()  # the kernels are built at their first call, which is late to learn that they cannot be
+    return BoundOps({name: get_implementation(name, other) for name, other in chosen.items()}, chosen)

@@ -31,21 +31,23 @@ LOGGER = logging.getLogger("ascend_dsv4.capture")
 class Capture:
     """Records calls while steps run: the `watch` of a `runner.runner.ModelRunner`.
 
-    folder          new or empty; gets the capsule
-    selection       which calls
-    about           what the manifest says of the run: "model", "engine"
-    implementation  what computes them
-    limit           bytes written at most; the recording ends with the call that does not fit
+    folder           new or empty; gets the capsule
+    selection        which calls
+    about            what the manifest says of the run: "model", "engine"
+    implementations  what computes them, by operator
+    limit            bytes written at most; the recording ends with the call that does not fit
 
     A disk that fills up ends the recording and not the run. Raises ConfigError for a folder with something in it, OSError for
     one that cannot be written.
     """
 
-    def __init__(self, folder: Path, selection: Selection, about: Mapping[str, Any], implementation: str, limit: int) -> None:
+    def __init__(
+        self, folder: Path, selection: Selection, about: Mapping[str, Any], implementations: Mapping[str, str], limit: int
+    ) -> None:
         self.selection = selection
         self.num_steps = 0
         """Steps of the run so far, recorded or not."""
-        self._implementation = implementation
+        self._implementations = implementations
         self._limit = limit
         self._ended: str | None = None
         """Once the recording is over: why before its time, "" if as planned."""
@@ -126,8 +128,8 @@ class Capture:
             outputs = run(*inputs)
             changes, outs = _stored_results(node, inputs, args, outputs, store)
             call = RecordedCall(
-                self.num_calls, node.op, self._implementation, dict(node.attrs), self._requests.number, graph, layer, node.name,
-                node.scope, node.where, args, outs, changes,
+                self.num_calls, node.op, self._implementations[node.op], dict(node.attrs), self._requests.number, graph, layer,
+                node.name, node.scope, node.where, args, outs, changes,
             )  # fmt: skip
             self._writer.add(call, store.blobs, self._requests)
         except CapsuleFullError:

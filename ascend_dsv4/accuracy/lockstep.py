@@ -193,7 +193,7 @@ class LockstepBackend:
     def bound_ops(self) -> BoundOps:
         """The reference's operators on the reference's halves: what is drawn is drawn from there."""
         bound = self.reference.bound_ops()
-        return BoundOps({name: _on_reference(function) for name, function in bound.functions.items()}, bound.implementation)
+        return BoundOps({name: _on_reference(function) for name, function in bound.functions.items()}, bound.implementations)
 
     def to_candidate(self, tensor: Tensor, dtype: str) -> Tensor:
         """A copy of a reference's tensor on the candidate."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -18,7 +18,14 @@ from ascend_dsv4.accuracy.results import CaseError, OutputResult, Report
 from ascend_dsv4.accuracy.standards import DOUBLE_CASES, DOUBLE_LIMITS, STANDARDS, recheck
 from ascend_dsv4.errors import ConfigError
 from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.registry import did_you_mean, get_implementation, get_spec
+from ascend_dsv4.ops.registry import (
+    IMPLEMENTATION_MODULES,
+    did_you_mean,
+    get_implementation,
+    get_spec,
+    has_implementation,
+)
+from ascend_dsv4.ops.registry import dtypes_of as implemented_dtypes
 from ascend_dsv4.ops.spec import Implementation
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -112,10 +119,13 @@ class Selection:
 def compare_ops(selection: Selection, command: str = "", progress: Callable[[str], None] = lambda op: None) -> Report:
     """Run the matrix. `progress` is told each operator before it begins.
 
-    raises  UnsupportedError for an implementation that does not exist, ConfigError for one that would be its own measure
+    An operator that lacks an implementation, or a dtype of it, is left out there and listed in `Report.omissions`.
+
+    raises  UnsupportedError for an implementation that no operator has, ConfigError for one that would be its own measure
     """
     started = time.perf_counter()
-    functions = {(op, impl): _resolve(op, impl) for op in selection.ops for impl in selection.implementations}
+    cells, omissions = _cells(selection)
+    functions = {(op, impl): _resolve(op, impl) for op, impl in cells}
     baselines = {op: _resolve(op, selection.baseline) for op in selection.ops} if selection.baseline else {}
     for (op, implementation), function in functions.items():
         if baselines.get(op) is function:
@@ -126,9 +136,14 @@ def compare_ops(selection: Selection, command: str = "", progress: Callable[[str
     results: list[OutputResult] = []
     errors: list[CaseError] = []
     for op in selection.ops:
+        dtypes = {dtype for implementation in selection.implementations for dtype in cells.get((op, implementation), ())}
+        if not dtypes:
+            continue
         progress(op)
-        for prepared in prepared_cases(op, selection.dtypes, selection.wants, selection.seeds):
+        for prepared in prepared_cases(op, dtypes, selection.wants, selection.seeds):
             for implementation in selection.implementations:
+                if prepared.dtype not in cells.get((op, implementation), ()):
+                    continue
                 _run(selection, prepared, implementation, functions[op, implementation], baselines.get(op), results, errors)
     return Report(
         title="operators",
@@ -137,9 +152,32 @@ def compare_ops(selection: Selection, command: str = "", progress: Callable[[str
         standard=selection.standard,
         results=tuple(results),
         errors=tuple(errors),
-        findings=(*_thin_cells(selection, results), *_case_count(selection, results)),
+        omissions=omissions,
+        findings=(*_thin_cells(selection, cells, results), *_case_count(selection, results)),
         seconds=time.perf_counter() - started,
     )
+
+
+def _cells(selection: Selection) -> tuple[dict[tuple[str, str], tuple[str, ...]], tuple[str, ...]]:
+    """(operator, implementation) → dtypes to compare, of those that exist; and a sentence for each that does not.
+
+    raises  UnsupportedError if none of the operators has an implementation that was asked for
+    """
+    cells: dict[tuple[str, str], tuple[str, ...]] = {}
+    omissions = []
+    for implementation in selection.implementations:
+        for op in selection.ops:
+            known = implementation in IMPLEMENTATION_MODULES
+            if known and not has_implementation(op, implementation):
+                omissions.append(f"{op}: it has no implementation {implementation}")
+                continue
+            there = implemented_dtypes(op, implementation) if known else DTYPES
+            cells[op, implementation] = tuple(dtype for dtype in selection.dtypes if dtype in there)
+            if missing := [dtype for dtype in selection.dtypes if dtype not in there and _runs_in(op, (dtype,))]:
+                omissions.append(f"{op}: its implementation {implementation} takes no {', '.join(missing)}")
+        if not any(cell[1] == implementation for cell in cells):
+            get_implementation(selection.ops[0], implementation)  # raises, and says what there is
+    return cells, tuple(omissions)
 
 
 def _resolve(op: str, implementation: str) -> Implementation:
@@ -206,7 +244,9 @@ def _rechecked(
     return replace(failed, status="pass", reason=f"{failed.reason}, but not in {len(ratios)} seeds of a recheck", check="")
 
 
-def _thin_cells(selection: Selection, results: Iterable[OutputResult]) -> list[str]:
+def _thin_cells(
+    selection: Selection, cells: Mapping[tuple[str, str], Sequence[str]], results: Iterable[OutputResult]
+) -> list[str]:
     """Cells with too few elements to say anything. A choice of cases is the user's own, unless nothing goes by it."""
     counts: dict[tuple[str, str, str], int] = defaultdict(int)
     for result in results:
@@ -224,8 +264,8 @@ def _thin_cells(selection: Selection, results: Iterable[OutputResult]) -> list[s
         if count < MIN_ELEMENTS
     ]
     return thin + [
-        f"{op} {impl}: no case ran" for op in selection.ops for impl in selection.implementations
-        if not any(key[:2] == (op, impl) for key in counts) and _runs_in(op, selection.dtypes)
+        f"{op} {impl}: no case ran" for (op, impl), dtypes in cells.items()
+        if not any(key[:2] == (op, impl) for key in counts) and _runs_in(op, dtypes)
     ]  # fmt: skip
 
 

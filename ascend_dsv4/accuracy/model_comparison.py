@@ -119,8 +119,8 @@ class _Run:
         self._walk = walk
         self._tally: EndTally | None = None
         _check_nodes(walk.nodes, reference)
-        name = candidate.backend.bound_ops().implementation
-        self.recorder = NodeRecorder(name, walk.nodes, walk.num_elements, walk.standard, command, overrides)
+        names = candidate.backend.bound_ops().implementations
+        self.recorder = NodeRecorder(names, walk.nodes, walk.num_elements, walk.standard, command, overrides)
         self.runner = LockstepRunner(reference, candidate, overrides, self.recorder, self._take)
 
     def _take(self, reference: Array, candidate: Array) -> None:

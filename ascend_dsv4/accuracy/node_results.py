@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class NodeRecorder:
 
     def __init__(
         self,
-        implementation: str,
+        implementations: Mapping[str, str],
         nodes: Sequence[str] = (),
         num_elements: int = 20,
         standard: str = "tolerance",
@@ -49,7 +49,7 @@ class NodeRecorder:
         self.prompt = ""
         """What results call the tokens that run."""
         self._command = command
-        self._implementation = implementation
+        self._implementations = implementations
         self._overrides = tuple(overrides)
         self._standard = standard
         self._wanted = set(nodes)
@@ -120,7 +120,7 @@ class NodeRecorder:
     def _name_of(self, visit: Visit) -> str:
         """Which implementation the candidate runs at a node."""
         fitting = [override.name for override in self._overrides if override.replaces(visit.node.op, visit.layer)]
-        return fitting[-1] if fitting else self._implementation
+        return fitting[-1] if fitting else self._implementations[visit.node.op]
 
     def _defined(self, visit: Visit, shown: Shown) -> NDArray[np.intp] | None:
         """Numbers of the rows that say something; None for all of them."""

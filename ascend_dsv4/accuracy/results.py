@@ -228,6 +228,8 @@ class Report:
     mutants: tuple[MutantResult, ...] = ()
     findings: tuple[str, ...] = ()
     """What else speaks against it, as sentences; each makes the comparison fail."""
+    omissions: tuple[str, ...] = ()
+    """What was asked for and is not there to compare, a sentence each; no verdict on anything."""
     seconds: float = 0.0
 
     @property

@@ -13,6 +13,7 @@ import numpy as np
 from ascend_dsv4.backend.base import Observer
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.graph.ir import Graph
+from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.adjust_logits import check_mask
 from ascend_dsv4.ops.registry import BoundOps
 
@@ -92,4 +93,5 @@ class NullBackend:
         """Nothing to join."""
 
     def bound_ops(self) -> BoundOps:
-        return BoundOps({"adjust_logits": _adjust_logits, "sample": _greedy}, "null")
+        functions = {"adjust_logits": _adjust_logits, "sample": _greedy}
+        return BoundOps(functions, dict.fromkeys(OP_NAMES, "null"))

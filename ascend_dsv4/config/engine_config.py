@@ -34,7 +34,8 @@ class EngineConfig(Options):
     )
     ops: str = string(
         "auto",
-        "implementations of the operators: auto takes the fastest, reference the plain-torch ones",
+        "implementations of the operators: auto takes the fastest, reference the plain-torch ones, ascendc-twin the Ascend C "
+        "kernels on the CPU where there is one, reference elsewhere",
         "the name of a set of implementations, without spaces",
     )
     dtype: Literal["float32", "bfloat16"] = choice("float32", "number format of activations")

@@ -6,7 +6,8 @@ so a missing `__gm__` shows only here. clang rejects an implicit conversion betw
 such as `(float*)x` of a `GM_ADDR` without a word. Hence the second half of the check: every cast of a pointer from one address
 space to another in the kernel's own folder is a finding, in templates too.
 
-    python -m ascend_dsv4.twin.address_spaces -I cann_kernels/twin/include cann_kernels/*/*_kernel.h
+    python -m ascend_dsv4.twin.address_spaces -I cann_kernels/twin/include --own cann_kernels/common \\
+        cann_kernels/*/*_kernel.h
 
 clang comes as the package `libclang`, which needs the headers of an installed g++.
 Exit code: 0 clean, 1 findings (one line each), 2 no libclang or no g++.
@@ -24,10 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from ascend_dsv4.errors import UnsupportedError
+from ascend_dsv4.twin.kernel_library import KERNELS
 
 CORES = {"AIC": "__DAV_CUBE__", "AIV": "__DAV_VEC__"}
 """Core → the macro that the device compiler defines while it compiles for that core."""
-ADDRESS_SPACES = Path(__file__).parents[2] / "cann_kernels" / "twin" / "syntax" / "address_spaces.h"
+ADDRESS_SPACES = KERNELS / "twin" / "syntax" / "address_spaces.h"
 
 
 @dataclass(frozen=True, order=True)
@@ -60,17 +62,20 @@ def find_clang() -> Any:
     return cindex
 
 
-def check_source(source: Path, core: str, include_dirs: Sequence[Path] = ()) -> list[Finding]:
+def check_source(
+    source: Path, core: str, include_dirs: Sequence[Path] = (), own_dirs: Sequence[Path] = ()
+) -> list[Finding]:
     """Faults of one translation unit compiled for one core (`AIC`, `AIV`), in order of place, each once.
 
-    Casts are reported for files in the directory of `source` only: library code may convert as it needs.
-    Raises UnsupportedError without clang.
+    Headers come from all of these directories and that of `source`. Casts are reported for files in `own_dirs` and in the
+    directory of `source`: library code, in `include_dirs`, may convert as it needs. Raises UnsupportedError without clang.
     """
     cindex = find_clang()
     builtin = subprocess.run(["g++", "-print-file-name=include"], capture_output=True, text=True, check=True).stdout.strip()
+    headers = [f"-I{directory}" for directory in (*include_dirs, *own_dirs)]
     arguments = [
         "-x", "c++", "-std=c++17", "-ferror-limit=0", "-w", "-include", str(ADDRESS_SPACES), "-D__NPU_ARCH__=2201",
-        "-D__CCE_AICORE__=220", f"-D{CORES[core]}", *(f"-I{directory}" for directory in include_dirs), "-isystem", builtin,
+        "-D__CCE_AICORE__=220", f"-D{CORES[core]}", *headers, "-isystem", builtin,
     ]  # fmt: skip
     try:
         unit = cindex.Index.create().parse(str(source.resolve()), args=arguments)
@@ -81,9 +86,9 @@ def check_source(source: Path, core: str, include_dirs: Sequence[Path] = ()) -> 
         if diagnostic.severity >= cindex.Diagnostic.Error:
             place = diagnostic.location
             found.add(Finding(place.file.name if place.file else str(source), place.line, core, diagnostic.spelling))
-    here = source.resolve().parent
+    own = {directory.resolve() for directory in (source.resolve().parent, *own_dirs)}
     for top in unit.cursor.get_children():
-        if top.location.file and Path(top.location.file.name).parent == here:
+        if top.location.file and Path(top.location.file.name).resolve().parent in own:
             found |= {
                 Finding(path, line, core, f"pointer cast to {kind} leaves its address space: is a __gm__ missing?")
                 for path, line, kind in _conversions(cindex, top)
@@ -111,15 +116,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; findings go to standard output."""
     parser = argparse.ArgumentParser(description="Type-check kernel sources with address spaces, for AIC and AIV.")
     parser.add_argument("sources", nargs="+", type=Path, help="kernel sources, one translation unit each")
-    parser.add_argument("-I", dest="include_dirs", action="append", default=[], type=Path, help="directory of headers")
+    parser.add_argument("-I", dest="include_dirs", action="append", default=[], type=Path, help="directory of library headers")
+    parser.add_argument("--own", dest="own_dirs", action="append", default=[], type=Path,
+                        help="directory of headers whose casts are looked at too")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
         find_clang()
     except UnsupportedError as error:
         print(error, file=sys.stderr)
         return 2
-    units = [(source, core) for source in options.sources for core in CORES]
-    found = [finding for source, core in units for finding in check_source(source, core, options.include_dirs)]
+    units = [(source, core, options.include_dirs, options.own_dirs) for source in options.sources for core in CORES]
+    found = [finding for unit in units for finding in check_source(*unit)]
     print(*found, sep="\n", end="\n" if found else "")
     return 1 if found else 0
 

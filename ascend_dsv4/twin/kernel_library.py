@@ -19,7 +19,10 @@ from pathlib import Path
 
 from ascend_dsv4.errors import UnsupportedError
 
-KERNELS = Path(__file__).parents[2] / "cann_kernels"
+_PACKAGE = Path(__file__).parents[1]
+_FOLDERS = (_PACKAGE / "cann_kernels", _PACKAGE.parent / "cann_kernels")  # installed; in a checkout
+KERNELS = next((folder for folder in _FOLDERS if folder.is_dir()), _FOLDERS[0])
+"""The sources of the kernels."""
 FLAGS = ("-std=c++17", "-O2", "-g1", "-ffp-contract=off", "-fPIC", "-pthread", "-Wall", "-Wextra")
 
 

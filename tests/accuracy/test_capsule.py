@@ -160,7 +160,7 @@ shape = (1 << 15, 768, 32)
 rows, slots = TensorType(("n", 32), "float32"), TensorType(("n",), "int32")
 kinds = {"streams": rows, "carry": {}, "batch": {"slots": slots}, "caches": {"kv": TensorType(shape, "float32")}}
 graph = trace("write", write, None, w={}, **kinds)
-capture = Capture(Path(sys.argv[1]), Selection(), {"model": {}, "engine": {}}, "reference", 1 << 20)
+capture = Capture(Path(sys.argv[1]), Selection(), {"model": {}, "engine": {}}, bind("reference").implementations, 1 << 20)
 memory = mmap.mmap(-1, 3 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000)  # untouched
 cache = torch.from_numpy(numpy.frombuffer(memory, numpy.float32)).reshape(shape)
 plan = CpuPlan(graph, {"caches.kv": cache}, bind("reference"), capture.observer(0))

@@ -26,6 +26,7 @@ from ascend_dsv4.backend.cpu import CpuBackend
 from ascend_dsv4.engine.engine import Engine
 from ascend_dsv4.engine.sampling_params import SamplingParams
 from ascend_dsv4.errors import ConfigError, RequestError, UnsupportedError
+from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.registry import get_implementation
 
 Wrong = Callable[..., Any]
@@ -395,7 +396,7 @@ def test_overrides_as_people_write_them(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_nodes_of_batches_are_told_apart(v4: LLM, prompt: Prompt) -> None:
     """The runner over two others is an ordinary one: several requests in a step, the wrong operator found all the same."""
-    recorder = NodeRecorder("test")
+    recorder = NodeRecorder(dict.fromkeys(OP_NAMES, "test"))
     runner = LockstepRunner(v4.runner, v4.runner, [Override("route", biased_weights, frozenset({3}))], recorder)
     engine = Engine(runner.config, runner.engine, runner)
     requests = [engine.submit(ids, SamplingParams(max_tokens=2, temperature=0)) for ids in ([5, 6, 7], prompt.token_ids[:9])]

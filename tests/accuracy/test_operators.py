@@ -17,7 +17,7 @@ from ascend_dsv4.accuracy.matrix import Selection, compare_ops
 from ascend_dsv4.accuracy.operators import FLOAT64, SPECIFIED, dtypes_of, judge_case, prepare, prepared_cases
 from ascend_dsv4.accuracy.results import EndMetrics, OutputResult
 from ascend_dsv4.errors import ConfigError, UnsupportedError
-from ascend_dsv4.ops import OP_NAMES
+from ascend_dsv4.ops import OP_NAMES, registry
 from ascend_dsv4.ops.registry import get_implementation
 
 
@@ -139,6 +139,24 @@ class TestRefused:
         assert replace(report, results=(*noted, report.results[0])).exit_code == 0
         end = EndMetrics("prompt", 3, 9.0, 9.0, 0.0, 0, 1, 2.0, 9.0, 9.0)
         assert replace(report, results=(), ends=(end,)).exit_code == 2
+
+    def test_what_an_implementation_lacks_is_left_out_and_said(self) -> None:
+        report = compare_ops(
+            Selection(ops=("gelu", "hc_post"), implementations=("reference", "ascendc-twin"), cases=("random",))
+        )
+        assert report.omissions == ("gelu: it has no implementation ascendc-twin",)
+        found = {(result.op, result.implementation) for result in report.results}
+        assert found == {("gelu", "reference"), ("hc_post", "reference"), ("hc_post", "ascendc-twin")}
+        with pytest.raises(UnsupportedError, match="'gelu': it has no implementation 'ascendc-twin', expected one of ref"):
+            compare_ops(Selection(ops=("gelu", "rope"), implementations=("ascendc-twin",)))
+
+    def test_a_dtype_that_an_implementation_lacks(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        get_implementation("hc_post", "ascendc-twin")
+        monkeypatch.setitem(registry._DTYPES, ("hc_post", "ascendc-twin"), frozenset({"bfloat16"}))
+        names = ("reference", "ascendc-twin")
+        report = compare_ops(Selection(ops=("hc_post",), implementations=names, dtypes=("float32",)))
+        assert report.omissions == ("hc_post: its implementation ascendc-twin takes no float32",)
+        assert report.exit_code == 0 and {r.implementation for r in report.results} == {"reference"}
 
     def test_an_exception_could_not_run(self) -> None:
         report = compare_ops(Selection(ops=("gelu",), implementations=("math:sin",), cases=("random",), dtypes=("float32",)))

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The address-space check takes a correct kernel and reports each `__gm__` cast removed from it, for the core it belongs to."""
+"""The address-space check takes correct kernels and reports each `__gm__` cast removed from one, for the core it belongs to."""
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
 from ascend_dsv4.errors import UnsupportedError
-from ascend_dsv4.twin.address_spaces import CORES, check_source, find_clang, main
+from ascend_dsv4.twin.address_spaces import CORES, Finding, check_source, find_clang, main
+from ascend_dsv4.twin.kernel_library import KERNELS
 
 API = """
 #pragma once
@@ -40,6 +42,9 @@ extern "C" __global__ __aicore__ void copy_rows(GM_ADDR x, GM_ADDR y, GM_ADDR ti
 }
 """
 CASTS = [match.span() for match in re.finditer("__gm__ ", KERNEL)]
+OUR_KERNELS = sorted(KERNELS.glob("*/*_kernel.h"))
+GM_CAST = re.compile(r"__gm__ (?=[\w: ]+\*+[)>])")
+"""The qualifier in `(__gm__ T*)x` and `reinterpret_cast<__gm__ T*>(x)`."""
 CORES_OF_CAST = [{"AIC", "AIV"}, {"AIC", "AIV"}, {"AIC", "AIV"}, {"AIV"}, {"AIC"}]
 
 
@@ -73,6 +78,26 @@ def test_removed_gm_is_found_at_its_line(tmp_path: Path, span: tuple[int, int], 
     assert {finding.core for finding in found} == cores
     assert {finding.line for finding in found} == {KERNEL.count("\n", 0, span[0]) + 1}
     assert {Path(finding.path).name for finding in found} == {"kernel.cpp"}
+
+
+def _check(kernel: Path) -> list[Finding]:
+    return [found for core in CORES for found in check_source(kernel, core, [KERNELS / "twin/include"], [KERNELS / "common"])]
+
+
+@pytest.mark.parametrize("kernel", OUR_KERNELS, ids=lambda path: path.stem)
+def test_our_kernels(kernel: Path) -> None:
+    assert _check(kernel) == []
+
+
+@pytest.mark.parametrize("kernel", OUR_KERNELS, ids=lambda path: path.stem)
+def test_our_kernels_with_a_cast_broken(kernel: Path, tmp_path: Path) -> None:
+    """Each in turn would be slow: all of them at once, each of which is found at its own line."""
+    copy = shutil.copytree(kernel.parent, tmp_path / kernel.parent.name) / kernel.name
+    text, count = GM_CAST.subn("", kernel.read_text(encoding="utf-8"))
+    assert count > 0
+    copy.write_text(text, encoding="utf-8")
+    lines = {line for line, row in enumerate(kernel.read_text(encoding="utf-8").splitlines(), 1) if GM_CAST.search(row)}
+    assert {finding.line for finding in _check(copy)} >= lines
 
 
 def test_missing_header_is_a_finding(tmp_path: Path) -> None:

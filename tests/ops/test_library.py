@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES, registry
 from ascend_dsv4.ops.cases import Case, resolve_attrs
 from ascend_dsv4.ops.library import library, overload, schema, tensor_type
-from ascend_dsv4.ops.registry import bind, define, get_implementation, get_spec, implements
+from ascend_dsv4.ops.registry import bind, define, dtypes_of, get_implementation, get_spec, has_implementation, implements
 from ascend_dsv4.ops.spec import FLOAT, INT, Arg, OpSpec, Out, ShapeError, TensorType, multiply_dims, resolve_dim
 
 SMALL = ("tokens-3", "tokens-1", "rows-3", "csa-length-4")
@@ -229,10 +230,32 @@ class TestRegistry:
             bind("quick")
 
     def test_bind_names_everything_that_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(registry.OP_SETS, "half", "half")
+        monkeypatch.setitem(registry.OP_SETS, "half", ("half",))
         monkeypatch.setitem(registry.IMPLEMENTATION_MODULES, "half", "no_such_file")
         with pytest.raises(UnsupportedError, match="ops='half': no 'half' implementation of embed, rope"):
             bind("half", ["embed", "rope"])
+
+    def test_a_set_takes_the_first_implementation_that_there_is(self) -> None:
+        bound = bind("ascendc-twin", ["embed", "hc_post", "rope"])
+        assert bound.implementations == {"embed": "reference", "hc_post": "ascendc-twin", "rope": "reference"}
+        assert bound.implementation == "ascendc-twin (hc_post), reference (all others)"
+        assert bound.functions["hc_post"] is get_implementation("hc_post", "ascendc-twin")
+        assert bound.functions["rope"] is get_implementation("rope", "reference")
+
+    @pytest.mark.parametrize("op", OP_NAMES)
+    def test_implementations_that_an_operator_lacks(self, op: str) -> None:
+        if has_implementation(op, "ascendc-twin"):
+            assert dtypes_of(op, "ascendc-twin") <= dtypes_of(op, "reference")
+            return
+        with pytest.raises(UnsupportedError, match=f"'{op}': it has no implementation 'ascendc-twin', expected one"):
+            get_implementation(op, "ascendc-twin")
+
+    def test_without_a_compiler_no_kernels_are_bound(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("CXX", raising=False)
+        assert bind("ascendc-twin", ["rope"]).implementation == "reference"
+        with pytest.raises(UnsupportedError, match=r"no C\+\+ compiler; expected g\+\+ or clang\+\+.*because.*install"):
+            bind("ascendc-twin")
 
     def test_anybodys_function(self) -> None:
         assert get_implementation("rms_norm", "math:hypot")(3.0, 4.0) == 5.0

@@ -195,6 +195,7 @@ def _add_suite(root: ElementTree.Element, suite: _Suite, report: Report) -> None
     )  # fmt: skip
     properties = ElementTree.SubElement(element, "properties")
     about = {"command": report.command, "standard": report.standard, "verdict": verdict(report).word, **report.environment}
+    about |= {"left out": "; ".join(report.omissions)} if report.omissions else {}
     for name, value in about.items():
         ElementTree.SubElement(properties, "property", name=printable(name), value=printable(value))
     taken: Counter[tuple[str, str]] = Counter()

@@ -22,6 +22,7 @@ from ascend_dsv4.accuracy.report.sections import (
     head,
     matrix_panel,
     mutants_panel,
+    omitted,
     panel,
     sweeps_panel,
     worst_panel,
@@ -44,7 +45,7 @@ def render_page(report: Report) -> str:
     held = matrix(report)
     cells = list(held.cells.values())
     steps, ranked = points(report.nodes), ranking(report.nodes)
-    body = [head(report), against(report), *model_panels(report, steps, ranked)]
+    body = [head(report), against(report), omitted(report), *model_panels(report, steps, ranked)]
     body += [ends_panel(report.ends), bars_panel(report.bars), sweeps_panel(report.sweeps)]
     if cells:
         body += [matrix_panel(held, {id(cell): i for i, cell in enumerate(cells)}), worst_panel(report.results)]

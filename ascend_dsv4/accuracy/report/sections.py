@@ -97,6 +97,13 @@ def against(report: Report) -> Markup:
     return panel("against", "What speaks against it", tag("ul", *shown, class_="against"), *more, kind="notice")
 
 
+def omitted(report: Report) -> Markup:
+    """What was left out."""
+    if not report.omissions:
+        return Markup("")
+    return panel("omitted", "Left out", tag("ul", *(tag("li", text) for text in report.omissions), class_="sentences"))
+
+
 def joined_lines(text: str) -> Markup:
     """Text in which line ends stay what they are."""
     return Markup("\n".join(map(escaped, text.splitlines())))

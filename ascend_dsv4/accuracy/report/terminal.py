@@ -279,6 +279,10 @@ def _draw_mutants(console: Console, report: Report) -> None:
 
 
 def _draw_verdict(console: Console, report: Report) -> None:
+    if report.omissions:
+        _title(console, "left out")
+        for omission in report.omissions:
+            _sentence(console, omission)
     if report.findings:
         _title(console, "findings")
         for finding in report.findings:

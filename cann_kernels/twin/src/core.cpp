@@ -12,6 +12,7 @@ namespace {
 
 thread_local Core* current = nullptr;
 
+constexpr size_t kRemembered = 1 << 13;  // instructions of a pipe whose lines are kept
 
 }  // namespace
 
@@ -53,8 +54,23 @@ void Fail(const char* instruction, const Where& where, const std::string& rule) 
     throw TwinError(core.launch.Describe(core) + ": " + instruction + " at " + Place(where) + ": " + rule);
 }
 
-void Clock::Join(const Clock& other) {
-    for (size_t i = 0; i < seen.size(); ++i) seen[i] = std::max(seen[i], other.seen[i]);
+__attribute__((optimize("O3"))) void Clock::Join(const Clock& other) {
+    uint32_t changed = 0;
+    uint32_t* mine = seen.data();
+    const uint32_t* theirs = other.seen.data();
+    const size_t count = seen.size();
+    for (size_t i = 0; i < count; ++i) {
+        const uint32_t later = std::max(mine[i], theirs[i]);
+        changed |= later ^ mine[i];
+        mine[i] = later;
+    }
+    if (changed != 0) ++version;
+}
+
+GmBlock& GmRange::Block(size_t index) {
+    std::unique_ptr<GmPage>& page = pages[index / std::tuple_size_v<GmPage>];
+    if (page == nullptr) page = std::make_unique<GmPage>();
+    return (*page)[index % std::tuple_size_v<GmPage>];
 }
 
 Core::Core(Launch& owner, uint32_t number, bool vector, uint32_t blockIndex, uint32_t subIndex)
@@ -73,6 +89,17 @@ Clock Core::Complete(pipe_t pipe) const {
     return clock;
 }
 
+void Core::Tell(pipe_t pipe, Clock& clock) const {
+    clock.seen = known[pipe].seen;
+    clock.seen[Agent(pipe)] = issued[pipe];
+    clock.Join(known[PIPE_S]);
+}
+
+Where Core::Line(pipe_t pipe, uint32_t number) const {
+    const std::vector<Where>& kept = lines[pipe];
+    return number + kRemembered > issued[pipe] ? kept[number % kRemembered] : Where{"(long ago)", 0};
+}
+
 void Core::SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where) {
     if (id < 0 || id >= static_cast<int32_t>(kEvents)) Fail("SetFlag", where, Format("event ids are 0..7, got %d", id));
     Flag& flag = flags[source][target][id];
@@ -80,8 +107,8 @@ void Core::SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where)
         Fail("SetFlag", where, Format("flag %s -> %s %d is set twice without a wait; first at %s", Name(source), Name(target), id,
                                       Place(flag.where).c_str()));
     }
-    flag = {true, Complete(source), where};
-    flag.clock.Join(known[PIPE_S]);
+    flag.set = true, flag.where = where;
+    Tell(source, flag.clock);
 }
 
 void Core::WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where) {
@@ -97,6 +124,7 @@ void Core::WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where
 void Core::Barrier(pipe_t pipe) {
     if (pipe != PIPE_ALL) {
         known[pipe].seen[Agent(pipe)] = issued[pipe];
+        ++known[pipe].version;
         return;
     }
     for (uint32_t p = 0; p < kPipes; ++p) known[PIPE_S].Join(Complete(static_cast<pipe_t>(p)));
@@ -136,11 +164,15 @@ Instruction::Instruction(const char* name, pipe_t pipe, const Where& where)
         Fail("cube instructions do nothing on a vector core; guard with ASCEND_IS_AIC");
     }
     core_.launch.MayYield(core_);
-    if (pipe != PIPE_S) {
-        // The scalar unit stalls at its own waits, so whatever it issues later starts after what it has waited for.
+    // The scalar unit stalls at its own waits, so whatever it issues later starts after what it has waited for.
+    if (pipe != PIPE_S && core_.passedOn[pipe] != core_.known[PIPE_S].version) {
         core_.known[pipe].Join(core_.known[PIPE_S]);
+        core_.passedOn[pipe] = core_.known[PIPE_S].version;
     }
     number_ = ++core_.issued[pipe];
+    std::vector<Where>& lines = core_.lines[pipe];
+    if (lines.size() < kRemembered && lines.size() <= number_) lines.resize(std::min(kRemembered, size_t{2} * number_));
+    lines[number_ % kRemembered] = where;
 }
 
 void Instruction::Require(bool condition, const char* format, ...) const {
@@ -158,11 +190,12 @@ void Instruction::Align(const LocalSpan& tensor, uint32_t bytes, const char* ope
             bytes);
 }
 
-void Instruction::Order(const Access& before, const char* operand, const char* relation, const std::string& place) const {
-    if (before.number == 0) return;
-    const uint16_t self = core_.Agent(pipe_);
-    if (before.agent == self && (before.number == number_ || pipe_ == PIPE_S)) return;
-    if (core_.known[pipe_].seen[before.agent] >= before.number) return;
+bool Instruction::Ordered(uint16_t agent, uint32_t number) const {
+    if (core_.known[pipe_].seen[agent] >= number) return true;
+    return agent == core_.Agent(pipe_) && (number == number_ || pipe_ == PIPE_S || inOrder_);
+}
+
+void Instruction::Hazard(const Access& before, const char* operand, const char* relation, const std::string& place) const {
     const bool sameCore = before.agent / kPipes == core_.index;
     const pipe_t other = static_cast<pipe_t>(before.agent % kPipes);
     std::string remedy;
@@ -171,36 +204,53 @@ void Instruction::Order(const Access& before, const char* operand, const char* r
     else remedy = Format("no event %s_%s between them", Name(other) + 5, Name(pipe_) + 5);
     Fail(Format("hazard: %s %s %s what %s of %s at %s; %s", operand, place.c_str(), relation,
                 before.kind == Access::kRead ? "is read" : "is written",
-                sameCore ? Name(other) : core_.launch.DescribeAgent(before.agent).c_str(), Place(before.where).c_str(), remedy.c_str()));
+                sameCore ? Name(other) : core_.launch.DescribeAgent(before.agent).c_str(),
+                Place(core_.launch.Line(before.agent, before.number)).c_str(), remedy.c_str()));
 }
 
-uint8_t* Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
+void Instruction::LocalHazard(const LocalSpan& tensor, uint32_t index, const char* operand, bool writes) const {
+    const LocalBlock& block = core_.memories[static_cast<uint32_t>(tensor.memory)].blocks[index];
+    const std::string place = Format("(%s block %u)", Name(tensor.memory), index);
+    const auto check = [&](pipe_t pipe, uint32_t number, Access::Kind kind) {
+        if (!Ordered(core_.Agent(pipe), number)) Hazard({number, 0, core_.Agent(pipe), kind}, operand, writes ? "overwrites" : "reads", place);
+    };
+    check(static_cast<pipe_t>(block.write & 7u), block.write >> 3, Access::kWrite);
+    for (uint32_t pipe = 0; pipe < kPipes; ++pipe) check(static_cast<pipe_t>(pipe), block.reads[pipe], Access::kRead);
+    Fail("an access is out of order");
+}
+
+__attribute__((optimize("O3"))) uint32_t Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes) {
     Require(tensor.live != nullptr, "%s is an empty tensor", operand);
     Require(*tensor.live == tensor.generation, "%s is used after FreeTensor", operand);
     Require(offset >= 0 && offset + bytes <= tensor.bytes, "%s: bytes %lld..%lld of a tensor of %u bytes", operand,
             static_cast<long long>(offset), static_cast<long long>(offset) + bytes, tensor.bytes);
     LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
     const uint32_t from = tensor.address + static_cast<uint32_t>(offset);
-    if (bytes == 0) return local.bytes.data() + from;
-    for (uint32_t b = from / kBlock; b <= (from + bytes - 1) / kBlock; ++b) {
+    if (bytes == 0) return from;
+    // What this pipe may rely on within its core, and what this instruction itself has noted.
+    std::array<uint32_t, kPipes + 1> safe{}, self{};
+    std::copy_n(core_.known[pipe_].seen.begin() + core_.index * kPipes, kPipes, safe.begin());
+    if (pipe_ == PIPE_S || inOrder_) safe[pipe_] = number_;
+    self[pipe_] = number_;
+    const uint32_t mine = number_ << 3 | pipe_, last = (from + bytes - 1) / kBlock;
+    for (uint32_t b = from / kBlock; b <= last; ++b) {
         LocalBlock& block = local.blocks[b];
-        const auto place = [&] { return Format("(%s block %u)", Name(tensor.memory), b); };
-        if (!writes) {
-            if (block.write.number != 0 && core_.known[pipe_].seen[block.write.agent] < block.write.number) {
-                Order(block.write, operand, "reads", place());
-            }
-            block.reads[pipe_] = {core_.Agent(pipe_), number_, 0, where_, Access::kRead};
-            continue;
+        uint32_t late = (block.write >> 3 > safe[block.write & 7u]) & (block.write != mine);
+        if (writes) {
+            for (uint32_t pipe = 0; pipe <= kPipes; ++pipe) late |= (block.reads[pipe] > safe[pipe]) & (block.reads[pipe] != self[pipe]);
         }
-        if (core_.known[pipe_].seen[block.write.agent] < block.write.number) Order(block.write, operand, "overwrites", place());
-        for (Access& read : block.reads) {
-            if (core_.known[pipe_].seen[read.agent] < read.number) Order(read, operand, "overwrites", place());
-        }
-        block.write = {core_.Agent(pipe_), number_, 0, where_, Access::kWrite};
+        if (late != 0) LocalHazard(tensor, b, operand, writes);
+        if (writes) block.write = mine;
+        else block.reads[pipe_] = number_;
     }
-    if (writes) {
-        std::memset(local.written.data() + from, 1, bytes);
-    } else if (const void* hole = std::memchr(local.written.data() + from, 0, bytes)) {
+    if (writes) std::memset(local.written.data() + from, 1, bytes);
+    return from;
+}
+
+const uint8_t* Instruction::Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
+    const uint32_t from = Local(tensor, offset, bytes, operand, false);
+    LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
+    if (const void* hole = std::memchr(local.written.data() + from, 0, bytes)) {
         const auto at = static_cast<uint32_t>(static_cast<const uint8_t*>(hole) - local.written.data());
         Fail(Format("%s reads poison: %s byte %u (byte %lld of the tensor) was never written", operand, Name(tensor.memory), at,
                     static_cast<long long>(at) - tensor.address));
@@ -208,12 +258,18 @@ uint8_t* Instruction::Local(const LocalSpan& tensor, int64_t offset, uint32_t by
     return local.bytes.data() + from;
 }
 
-const uint8_t* Instruction::Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
-    return Local(tensor, offset, bytes, operand, false);
+Peeked Instruction::Peek(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
+    const uint32_t from = Local(tensor, offset, bytes, operand, false);
+    LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
+    return {local.bytes.data() + from, local.written.data() + from};
 }
 
 uint8_t* Instruction::Write(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand) {
-    return Local(tensor, offset, bytes, operand, true);
+    return core_.memories[static_cast<uint32_t>(tensor.memory)].bytes.data() + Local(tensor, offset, bytes, operand, true);
+}
+
+uint8_t* Instruction::WrittenMap(const LocalSpan& tensor, int64_t offset) {
+    return core_.memories[static_cast<uint32_t>(tensor.memory)].written.data() + tensor.address + offset;
 }
 
 uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind) {
@@ -224,6 +280,7 @@ uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* o
     Require(kind == Access::kRead || range->kind != GmRange::kIn, "%s: '%s' is an input and is written", operand, range->name);
     if (range->kind == GmRange::kIn || bytes == 0) return range->data + from;
     TrackGm(*range, from, bytes, operand, kind);
+    if (range->kind == GmRange::kInOut) return range->data + from;
     if (kind == Access::kWrite) {
         std::memset(range->written.data() + from, 1, bytes);
     } else if (const void* hole = std::memchr(range->written.data() + from, 0, bytes)) {
@@ -234,25 +291,36 @@ uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* o
 }
 
 void Instruction::TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind) {
-    const Access mine{core_.Agent(pipe_), number_, 0, where_, kind};
+    Access mine{number_, 0, core_.Agent(pipe_), kind};
     for (size_t b = from / kBlock; b <= (from + bytes - 1) / kBlock; ++b) {
         const size_t first = std::max(from, b * kBlock) - b * kBlock, last = std::min(from + bytes, (b + 1) * kBlock) - b * kBlock;
-        const uint32_t mask = static_cast<uint32_t>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
-        std::vector<Access>& list = range.accesses[b];
-        size_t kept = 0;
-        for (const Access& old : list) {
-            const bool conflict = kind == Access::kWrite || old.kind == Access::kWrite || (kind != old.kind);
-            if (conflict && (old.mask & mask) != 0) {
-                Order(old, operand, kind == Access::kRead ? "reads" : "overwrites", Format("('%s' byte %zu)", range.name, b * kBlock + first));
-            }
-            Access rest = old;
-            if (kind == Access::kWrite || (old.kind == kind && old.agent == mine.agent)) rest.mask &= ~mask;
-            if (rest.mask != 0) list[kept++] = rest;
+        mine.mask = static_cast<uint32_t>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
+        GmBlock& block = range.Block(b);
+        TrackBlock(block, mine, operand, range, b);
+        if (kind != Access::kRead) block.lastTime = core_.launch.Tick(), block.lastWriter = mine.agent;
+    }
+}
+
+void Instruction::TrackBlock(GmBlock& block, const Access& mine, const char* operand, const GmRange& range, size_t index) const {
+    Access* list = block.many != nullptr ? block.many->data() : block.few.data();
+    uint32_t kept = 0;
+    for (uint32_t i = 0; i < block.count; ++i) {
+        Access old = list[i];
+        const bool conflict = mine.kind == Access::kWrite || old.kind == Access::kWrite || mine.kind != old.kind;
+        if (conflict && (old.mask & mine.mask) != 0 && !Ordered(old.agent, old.number)) {
+            const auto first = static_cast<size_t>(__builtin_ctz(old.mask & mine.mask));
+            Hazard(old, operand, mine.kind == Access::kRead ? "reads" : "overwrites", Format("('%s' byte %zu)", range.name, index * kBlock + first));
         }
-        list.resize(kept);
-        if (kind != Access::kRead) range.lastWrite[b] = {core_.launch.Tick(), mine.agent};
-        list.push_back(mine);
-        list.back().mask = mask;
+        if (mine.kind == Access::kWrite || (old.kind == mine.kind && old.agent == mine.agent)) old.mask &= ~mine.mask;
+        if (old.mask != 0) list[kept++] = old;
+    }
+    block.count = kept + 1;
+    if (block.many == nullptr && kept == block.few.size()) block.many = std::make_unique<std::vector<Access>>(block.few.begin(), block.few.end());
+    if (block.many == nullptr) {
+        block.few[kept] = mine;
+    } else {
+        block.many->resize(kept);
+        block.many->push_back(mine);
     }
 }
 
@@ -263,7 +331,9 @@ const uint8_t* Instruction::ReadGm(const uint8_t* address, size_t bytes, const c
 void Instruction::RequireFreshLine(const uint8_t* address) {
     GmRange* range = core_.launch.Find(address);
     if (range == nullptr || range->kind == GmRange::kIn) return;
-    const auto& [time, writer] = range->lastWrite[static_cast<size_t>(address - range->data) / kBlock];
+    const GmBlock& block = range->Block(static_cast<size_t>(address - range->data) / kBlock);
+    const uint64_t time = block.lastTime;
+    const uint16_t writer = block.lastWriter;
     if (time == 0 || writer == core_.Agent(PIPE_S)) return;
     const auto found = core_.cleanedLines.find(reinterpret_cast<uintptr_t>(address) / kCacheLine);
     Require(found != core_.cleanedLines.end() && found->second > time,

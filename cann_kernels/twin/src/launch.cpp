@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "twin/launch.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
-#include <thread>
 
 namespace twin {
 
@@ -11,6 +12,10 @@ void Bind(Core* core);
 namespace {
 
 constexpr size_t kRedZone = 512;
+constexpr size_t kStack = 1 << 20;  // of a core; a page is used when it is touched
+constexpr size_t kGuard = 1 << 16;  // below it
+
+thread_local Launch* entering = nullptr;
 
 }  // namespace
 
@@ -46,10 +51,8 @@ uint8_t* Launch::Own(GmRange::Kind kind, const char* name, uint8_t* home, size_t
     range->storage.assign(bytes + 3 * kRedZone, kPoison);
     const auto start = reinterpret_cast<uintptr_t>(range->storage.data());
     range->data = range->storage.data() + (kRedZone - start % kRedZone) + kRedZone;
-    range->written.assign(bytes, kind == GmRange::kInOut ? 1 : 0);
-    range->lastWrite.resize((bytes + kBlock - 1) / kBlock);
-    range->accesses.resize((bytes + kBlock - 1) / kBlock);
-    if (kind == GmRange::kInOut) std::memcpy(range->data, home, bytes);
+    range->written.assign(bytes, 0);
+    range->pages.resize((bytes + kPage - 1) / kPage);
     ranges_.push_back(std::move(range));
     return ranges_.back()->data;
 }
@@ -59,7 +62,11 @@ uint8_t* Launch::Out(const char* name, void* data, size_t bytes) {
 }
 
 uint8_t* Launch::InOut(const char* name, void* data, size_t bytes) {
-    return Own(GmRange::kInOut, name, static_cast<uint8_t*>(data), bytes);
+    auto range = std::make_unique<GmRange>();
+    range->kind = GmRange::kInOut, range->name = name, range->bytes = bytes, range->data = static_cast<uint8_t*>(data);
+    range->pages.resize((bytes + kPage - 1) / kPage);
+    ranges_.push_back(std::move(range));
+    return ranges_.back()->data;
 }
 
 uint8_t* Launch::Workspace(const char* name, size_t bytes) { return Own(GmRange::kWorkspace, name, nullptr, bytes); }
@@ -85,14 +92,24 @@ std::string Launch::DescribeAgent(uint16_t agent) const {
                   Name(static_cast<pipe_t>(agent % kPipes)));
 }
 
-void Launch::Run(const std::function<void()>& kernel) {
-    std::vector<std::thread> threads;
-    {
-        std::unique_lock<std::mutex> lock(mutex_);
-        running_ = Choose();
-        for (size_t i = 0; i < cores_.size(); ++i) threads.emplace_back([this, i, &kernel] { Body(i, kernel); });
+Where Launch::Line(uint16_t agent, uint32_t number) const {
+    return cores_[agent / kPipes]->core->Line(static_cast<pipe_t>(agent % kPipes), number);
+}
+
+Launch::~Launch() {
+    for (auto& slot : cores_) {
+        if (slot->stack != nullptr) munmap(slot->stack, kStack + kGuard);
     }
-    for (std::thread& thread : threads) thread.join();
+}
+
+void Launch::Run(const std::function<void()>& kernel) {
+    kernelBody_ = &kernel;
+    DrawYield();
+    SwitchTo(home_, Choose());
+    // After a failure the cores that stand inside the kernel leave it, so that their destructors run.
+    for (size_t i = 0; i < cores_.size(); ++i) {
+        if (cores_[i]->started && !cores_[i]->done) SwitchTo(home_, i);
+    }
     if (error_.empty()) CheckEnd();
     if (!error_.empty()) throw TwinError(error_);
     for (auto& range : ranges_) {
@@ -100,36 +117,53 @@ void Launch::Run(const std::function<void()>& kernel) {
     }
 }
 
-void Launch::Body(size_t index, const std::function<void()>& kernel) {
-    Slot& slot = *cores_[index];
-    {
-        std::unique_lock<std::mutex> lock(mutex_);
-        slot.turn.wait(lock, [&] { return running_ == index || stopped_; });
-    }
+void Launch::Enter() {
+    Launch& launch = *entering;
+    launch.Body(*launch.cores_[launch.running_]);
+}
+
+void Launch::Body(Slot& slot) {
     Bind(slot.core.get());
     std::string error;
     try {
-        if (!stopped_) {
-            kernel();
-            slot.core->CheckEnd();
-        }
+        (*kernelBody_)();
+        slot.core->CheckEnd();
     } catch (const TwinError& failure) {
         error = failure.message;
     } catch (const Stopped&) {
     }
-    Bind(nullptr);
-    std::unique_lock<std::mutex> lock(mutex_);
     slot.done = true;
+    Bind(nullptr);
     if (!error.empty() && error_.empty()) error_ = error;
-    if (!error.empty()) {
-        stopped_ = true;
-        for (auto& other : cores_) other->turn.notify_all();
+    if (!error.empty()) stopped_ = true;
+    if (!stopped_) PassOn(slot);
+    setcontext(&home_);
+}
+
+void Launch::Prepare(Slot& slot) {
+    slot.stack = mmap(nullptr, kStack + kGuard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (slot.stack == MAP_FAILED) {
+        slot.stack = nullptr;
+        throw TwinError(Format("kernel %s: no memory for the stack of a core", kernel_));
     }
-    if (!stopped_) PassOn(lock, index);
+    mprotect(slot.stack, kGuard, PROT_NONE);
+    getcontext(&slot.context);
+    slot.context.uc_stack.ss_sp = static_cast<uint8_t*>(slot.stack) + kGuard, slot.context.uc_stack.ss_size = kStack;
+    slot.context.uc_link = nullptr;
+    makecontext(&slot.context, &Launch::Enter, 0);
+}
+
+void Launch::SwitchTo(ucontext_t& from, size_t next) {
+    Slot& slot = *cores_[next];
+    if (!slot.started) Prepare(slot);
+    slot.started = true, running_ = next, entering = this;
+    Bind(slot.core.get());
+    swapcontext(&from, &slot.context);
 }
 
 size_t Launch::Choose() {
-    std::vector<size_t> able;
+    std::vector<size_t>& able = able_;
+    able.clear();
     for (size_t i = 0; i < cores_.size(); ++i) {
         Slot& slot = *cores_[i];
         if (!slot.done && (!slot.waiting || slot.ready())) able.push_back(i);
@@ -137,20 +171,17 @@ size_t Launch::Choose() {
     return able.empty() ? cores_.size() : able[random_() % able.size()];
 }
 
-void Launch::PassOn(std::unique_lock<std::mutex>& lock, size_t from) {
-    running_ = Choose();
-    if (running_ == from) return;
-    if (running_ < cores_.size()) {
-        cores_[running_]->turn.notify_all();
-    } else if (std::any_of(cores_.begin(), cores_.end(), [](const auto& slot) { return !slot->done; })) {
+void Launch::PassOn(Slot& slot) {
+    const size_t next = Choose();
+    if (next < cores_.size()) {
+        if (cores_[next].get() == &slot) return;
+        SwitchTo(slot.context, next);
+        Bind(slot.core.get());
+    } else if (std::any_of(cores_.begin(), cores_.end(), [](const auto& other) { return !other->done; })) {
         error_ = Deadlock();
         stopped_ = true;
-        for (auto& other : cores_) other->turn.notify_all();
     }
-    Slot& slot = *cores_[from];
-    if (slot.done) return;
-    slot.turn.wait(lock, [&] { return running_ == from || stopped_; });
-    if (stopped_) throw Stopped{};
+    if (stopped_ && !slot.done) throw Stopped{};
 }
 
 std::string Launch::Deadlock() const {
@@ -162,18 +193,20 @@ std::string Launch::Deadlock() const {
     return text;
 }
 
-void Launch::MayYield(Core& core) {
-    if (cores_.size() == 1 || settings_.yieldOneIn == 0 || random_() % settings_.yieldOneIn != 0) return;
-    std::unique_lock<std::mutex> lock(mutex_);
-    PassOn(lock, core.index);
+void Launch::DrawYield() {
+    untilYield_ = settings_.yieldOneIn == 0 || cores_.size() == 1 ? 0 : static_cast<uint32_t>(1 + random_() % (2 * settings_.yieldOneIn - 1));
+}
+
+void Launch::Yield(Core& core) {
+    DrawYield();
+    if (untilYield_ != 0) PassOn(*cores_[core.index]);
 }
 
 void Launch::WaitUntil(Core& core, const std::string& what, const std::function<bool()>& ready) {
-    std::unique_lock<std::mutex> lock(mutex_);
     Slot& slot = *cores_[core.index];
     if (ready()) return;
     slot.waiting = true, slot.what = what, slot.ready = ready;
-    PassOn(lock, core.index);
+    PassOn(slot);
     slot.waiting = false;
 }
 

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// Memory qualifiers of the device compiler as clang address spaces, for the syntax check only. The executable build of the twin
-// defines the same words as nothing, so its own header must define each of them under #ifndef.
+// Memory qualifiers of the device compiler as clang address spaces, for the syntax check only: it includes this before everything
+// else, and twin/types.h then leaves these words alone and takes the 16-bit floats of the compiler.
 #pragma once
 
+#define TWIN_ADDRESS_SPACES
 #define __gm__ __attribute__((address_space(1)))
 #define __cbuf__ __attribute__((address_space(2)))
 #define __ca__ __attribute__((address_space(3)))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Data movement between global memory and the unified buffer.
+// Data movement between global memory and the unified buffer or L1.
 #pragma once
 
 #include "twin/numerics.h"
@@ -9,7 +9,7 @@ namespace AscendC {
 
 namespace detail {
 
-/// The unified buffer alone is reached by the vector core's DMA; L1 comes with the cube instructions.
+/// The vector core's DMA reaches the unified buffer.
 template <typename T>
 void RequireUb(const twin::Instruction& instruction, const LocalTensor<T>& tensor) {
     instruction.Require(tensor.span().memory == twin::Memory::kUb, "the local tensor lies in %s, must lie in UB",
@@ -17,9 +17,17 @@ void RequireUb(const twin::Instruction& instruction, const LocalTensor<T>& tenso
     instruction.Align(tensor.span(), twin::kBlock, "the local tensor");
 }
 
+/// Plain copies reach L1 on the cube core.
+template <typename T>
+void RequireUbOrL1(const twin::Instruction& instruction, const LocalTensor<T>& tensor) {
+    if (instruction.core().isVector) return RequireUb(instruction, tensor);
+    instruction.Require(tensor.span().memory == twin::Memory::kL1, "the local tensor lies in %s, must lie in L1", twin::Name(tensor.span().memory));
+    instruction.Align(tensor.span(), twin::kBlock, "the local tensor");
+}
+
 template <typename T>
 const uint8_t* Bytes(const GlobalTensor<T>& tensor) {
-    return reinterpret_cast<const uint8_t*>(tensor.GetPhyAddr());
+    return twin::HostBytes(tensor.GetPhyAddr());
 }
 
 /// DMA accumulation in the type that SetAtomicAdd was given.
@@ -36,12 +44,16 @@ void Accumulate(uint8_t* target, const uint8_t* source, size_t bytes) {
 }
 
 template <typename T>
-void Store(twin::Instruction& instruction, const GlobalTensor<T>& dst, int64_t to, const LocalTensor<T>& src, int64_t from, uint32_t bytes) {
+void StoreBytes(twin::Instruction& instruction, uint8_t* dst, const uint8_t* source, size_t bytes) {
     const bool atomic = instruction.core().atomic;
-    const uint8_t* source = instruction.Read(src.span(), from, bytes, "src");
-    uint8_t* target = instruction.WriteGm(const_cast<uint8_t*>(Bytes(dst)) + to, bytes, "dst", atomic);
+    uint8_t* target = instruction.WriteGm(dst, bytes, "dst", atomic);
     if (atomic) Accumulate<T>(target, source, bytes);
     else std::memcpy(target, source, bytes);
+}
+
+template <typename T>
+void Store(twin::Instruction& instruction, const GlobalTensor<T>& dst, int64_t to, const LocalTensor<T>& src, int64_t from, uint32_t bytes) {
+    StoreBytes<T>(instruction, const_cast<uint8_t*>(Bytes(dst)) + to, instruction.Read(src.span(), from, bytes, "src"), bytes);
 }
 
 }  // namespace detail
@@ -50,7 +62,7 @@ template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const DataCopyParams& params,
               const twin::Where& where = twin::Where::Here()) {
     twin::Instruction instruction("DataCopy", PIPE_MTE2, where);
-    detail::RequireUb(instruction, dst);
+    detail::RequireUbOrL1(instruction, dst);
     const uint32_t row = params.blockLen * twin::kBlock;
     instruction.Require(params.blockCount <= 4095, "blockCount must be at most 4095, got %u", params.blockCount);
     for (uint32_t i = 0; row != 0 && i < params.blockCount; ++i) {
@@ -65,7 +77,7 @@ template <typename T>
 void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataCopyParams& params,
               const twin::Where& where = twin::Where::Here()) {
     twin::Instruction instruction("DataCopy", PIPE_MTE3, where);
-    detail::RequireUb(instruction, src);
+    detail::RequireUbOrL1(instruction, src);
     const uint32_t row = params.blockLen * twin::kBlock;
     instruction.Require(params.blockCount <= 4095, "blockCount must be at most 4095, got %u", params.blockCount);
     for (uint32_t i = 0; row != 0 && i < params.blockCount; ++i) {
@@ -77,7 +89,7 @@ void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const DataC
 template <typename T>
 void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const uint32_t count, const twin::Where& where = twin::Where::Here()) {
     twin::Instruction instruction("DataCopy", PIPE_MTE2, where);
-    detail::RequireUb(instruction, dst);
+    detail::RequireUbOrL1(instruction, dst);
     const uint64_t bytes = static_cast<uint64_t>(count) * sizeof(T);
     instruction.Require(bytes % twin::kBlock == 0, "count * sizeof(T) must be a multiple of 32 bytes, got %llu; use DataCopyPad",
                         static_cast<unsigned long long>(bytes));
@@ -89,7 +101,7 @@ void DataCopy(const LocalTensor<T>& dst, const GlobalTensor<T>& src, const uint3
 template <typename T>
 void DataCopy(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count, const twin::Where& where = twin::Where::Here()) {
     twin::Instruction instruction("DataCopy", PIPE_MTE3, where);
-    detail::RequireUb(instruction, src);
+    detail::RequireUbOrL1(instruction, src);
     const uint64_t bytes = static_cast<uint64_t>(count) * sizeof(T);
     instruction.Require(bytes % twin::kBlock == 0, "count * sizeof(T) must be a multiple of 32 bytes, got %llu; use DataCopyPad",
                         static_cast<unsigned long long>(bytes));

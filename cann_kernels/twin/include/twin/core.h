@@ -6,6 +6,7 @@
 #include <array>
 #include <cstdarg>
 #include <exception>
+#include <memory>
 #include <string>
 #include <unordered_map>
 #include <unordered_set>
@@ -44,22 +45,23 @@ struct Stopped {};
 /// By core * kPipes + pipe: the number of the last instruction of that pipe that is known to be complete.
 struct Clock {
     std::vector<uint32_t> seen;
+    uint64_t version = 0;  // another one for every change
     void Join(const Clock& other);
 };
 
-/// One access to 32 bytes of local memory or to part of 32 bytes of global memory.
+/// One access to part of 32 bytes of global memory.
 struct Access {
-    uint16_t agent = 0;  // core * kPipes + pipe
+    enum Kind : uint8_t { kRead, kWrite, kAtomic };
     uint32_t number = 0;
-    uint32_t mask = 0;  // bytes of the block; global memory only
-    Where where{nullptr, 0};
-    enum Kind : uint8_t { kRead, kWrite, kAtomic } kind = kRead;
+    uint32_t mask = 0;   // bytes of the block
+    uint16_t agent = 0;  // core * kPipes + pipe
+    Kind kind = kRead;
 };
 
-/// 32 bytes of local memory: the last write and the last read of each pipe since then.
+/// 32 bytes of local memory, which only its own core touches: the last write, and the last read of each pipe.
 struct LocalBlock {
-    Access write;
-    std::array<Access, kPipes> reads;
+    uint32_t write = 0;  // number * 8 + pipe
+    std::array<uint32_t, kPipes + 1> reads{};  // the last one stays 0, so that eight are compared at once
 };
 
 struct LocalMemory {
@@ -69,17 +71,29 @@ struct LocalMemory {
     uint32_t used = 0;
 };
 
+/// 32 bytes of global memory: who has touched which of them since the last write of each byte.
+struct GmBlock {
+    std::array<Access, 3> few;
+    uint32_t count = 0;
+    std::unique_ptr<std::vector<Access>> many;  // in place of `few` once they do not fit
+    uint64_t lastTime = 0;
+    uint16_t lastWriter = 0;
+};
+
+constexpr uint32_t kPage = 4096;
+using GmPage = std::array<GmBlock, kPage / kBlock>;
+
 /// A registered range of global memory.
 struct GmRange {
     enum Kind : uint8_t { kIn, kOut, kInOut, kWorkspace } kind;
     const char* name;
     uint8_t* data;
     size_t bytes;
-    std::vector<uint8_t> written;               // outputs and workspace
-    std::vector<std::vector<Access>> accesses;  // by 32-byte block; whatever may be written
-    std::vector<std::pair<uint64_t, uint16_t>> lastWrite;  // by 32-byte block: when and by whom
-    uint8_t* home = nullptr;                    // where an output is copied to at the end
-    std::vector<uint8_t> storage;               // red zone, data, red zone
+    std::vector<uint8_t> written;                 // by byte; outputs and workspace
+    std::vector<std::unique_ptr<GmPage>> pages;   // of whatever may be written; made when touched
+    uint8_t* home = nullptr;                      // where an output is copied to at the end
+    std::vector<uint8_t> storage;                 // red zone, data, red zone
+    GmBlock& Block(size_t index);
 };
 
 struct Flag {
@@ -101,6 +115,8 @@ public:
     std::array<LocalMemory, kMemories> memories;
     std::array<Clock, kPipes> known;
     std::array<uint32_t, kPipes> issued{};
+    std::array<std::vector<Where>, kPipes> lines;   // of the last instructions of each pipe
+    std::array<uint64_t, kPipes> passedOn{};        // version of known[PIPE_S] that each pipe has
     std::array<std::array<std::array<Flag, kEvents>, kPipes>, kPipes> flags;
     std::array<uint8_t, 64> eventIds{};   // by HardEvent: ids that a pipe object has handed out
     std::array<uint8_t, 64> heldIds{};    // of these, allocated and not released
@@ -113,6 +129,9 @@ public:
 
     uint16_t Agent(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }
     Clock Complete(pipe_t pipe) const;
+    /// What a flag says that `pipe` sets now.
+    void Tell(pipe_t pipe, Clock& clock) const;
+    Where Line(pipe_t pipe, uint32_t number) const;
     void SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where);
     void WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where);
     void Barrier(pipe_t pipe);
@@ -133,6 +152,12 @@ struct LocalSpan {
     uint64_t generation = 0;         // and when the tensor was handed out
 };
 
+/// Bytes of local memory and, for each, whether it was ever written.
+struct Peeked {
+    const uint8_t* data;
+    const uint8_t* written;
+};
+
 /// One instruction on one pipe: every byte it touches passes through here before it is used.
 class Instruction {
 public:
@@ -143,6 +168,12 @@ public:
     /// Checked address of `bytes` bytes at `offset` of a local tensor. Reads must find written bytes.
     const uint8_t* Read(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
     uint8_t* Write(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
+    /// A read that may find bytes nobody wrote: what happens to them is the instruction's matter.
+    Peeked Peek(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand);
+    /// Of bytes that this instruction has written: where the twin keeps which of them hold a value.
+    uint8_t* WrittenMap(const LocalSpan& tensor, int64_t offset);
+    /// The pipe itself orders this instruction behind the ones before it.
+    void RelyOnOwnPipe() { inOrder_ = true; }
     const uint8_t* ReadGm(const uint8_t* address, size_t bytes, const char* operand);
     uint8_t* WriteGm(uint8_t* address, size_t bytes, const char* operand, bool atomic = false);
     /// The rule of the scalar data cache, which nothing keeps coherent with global memory.
@@ -151,16 +182,20 @@ public:
     Core& core() const { return core_; }
 
 private:
-    uint8_t* Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
+    uint32_t Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
     uint8_t* Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind);
-    void Order(const Access& before, const char* operand, const char* relation, const std::string& place) const;
+    bool Ordered(uint16_t agent, uint32_t number) const;
+    [[noreturn]] void Hazard(const Access& before, const char* operand, const char* relation, const std::string& place) const;
+    [[noreturn]] void LocalHazard(const LocalSpan& tensor, uint32_t block, const char* operand, bool writes) const;
     void TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind);
+    void TrackBlock(GmBlock& block, const Access& mine, const char* operand, const GmRange& range, size_t index) const;
 
     Core& core_;
     const char* name_;
     pipe_t pipe_;
     Where where_;
     uint32_t number_;
+    bool inOrder_ = false;
 };
 
 }  // namespace twin

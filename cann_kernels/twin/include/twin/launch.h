@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// A launch: global memory, one thread per core, one of which runs at a time. Who runs next is drawn from the seed, so that a
-// schedule can be repeated and a deadlock is seen at once.
+// A launch: global memory and one thread of control per core, one of which runs at a time. Who runs next is drawn from the seed, so
+// that a schedule can be repeated and a deadlock is seen at once. The threads are contexts of one thread of the system: they change
+// places every few instructions.
 #pragma once
 
-#include <condition_variable>
+#include <ucontext.h>
+
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <string>
 #include <vector>
@@ -32,7 +33,7 @@ public:
     uint8_t* In(const char* name, const void* data, size_t bytes);
     /// Poisoned memory between red zones, copied to `data` when the kernel has ended.
     uint8_t* Out(const char* name, void* data, size_t bytes);
-    /// The same, but filled from `data`.
+    /// Memory of the caller, read and written where it lies, however large it is. A kernel that fails may have written to it.
     uint8_t* InOut(const char* name, void* data, size_t bytes);
     /// Poisoned memory that nobody sees afterwards.
     uint8_t* Workspace(const char* name, size_t bytes);
@@ -41,13 +42,17 @@ public:
     void Run(const std::function<void()>& kernel);
 
     const char* kernel() const { return kernel_; }
+    ~Launch();
     uint32_t blocks() const { return blocks_; }
     Ratio ratio() const { return ratio_; }
     size_t agents() const { return cores_.size() * kPipes; }
     GmRange* Find(const uint8_t* address);
     std::string Describe(const Core& core) const;
     std::string DescribeAgent(uint16_t agent) const;
-    void MayYield(Core& core);
+    Where Line(uint16_t agent, uint32_t number) const;
+    void MayYield(Core& core) {
+        if (--untilYield_ == 0) Yield(core);
+    }
     /// Blocks until `ready` holds. `what` says what for in a deadlock report.
     void WaitUntil(Core& core, const std::string& what, const std::function<bool()>& ready);
     void SyncAll(Core& core, bool vectorOnly, const Where& where);
@@ -59,7 +64,9 @@ public:
 private:
     struct Slot {
         std::unique_ptr<Core> core;
-        std::condition_variable turn;
+        ucontext_t context;
+        void* stack = nullptr;
+        bool started = false;
         bool done = false;
         bool waiting = false;
         std::string what;
@@ -73,8 +80,13 @@ private:
     std::vector<Slot*> Senders(const Core& receiver, uint8_t mode);
     std::vector<Slot*> Receivers(const Core& sender, uint8_t mode);
     uint8_t* Own(GmRange::Kind kind, const char* name, uint8_t* home, size_t bytes);
-    void Body(size_t index, const std::function<void()>& kernel);
-    void PassOn(std::unique_lock<std::mutex>& lock, size_t from);
+    static void Enter();
+    void Body(Slot& slot);
+    void Yield(Core& core);
+    void DrawYield();
+    void Prepare(Slot& slot);
+    void SwitchTo(ucontext_t& from, size_t next);
+    void PassOn(Slot& slot);
     size_t Choose();
     bool InGroup(const Core& core, bool vectorOnly) const { return core.isVector || !vectorOnly; }
     std::string Deadlock() const;
@@ -88,8 +100,11 @@ private:
     uint64_t time_ = 0;
     std::vector<std::unique_ptr<GmRange>> ranges_;
     std::vector<std::unique_ptr<Slot>> cores_;
-    std::mutex mutex_;
+    const std::function<void()>* kernelBody_ = nullptr;
+    ucontext_t home_;
     size_t running_ = 0;
+    uint32_t untilYield_ = 0;
+    std::vector<size_t> able_;
     bool stopped_ = false;
     std::string error_;
 };

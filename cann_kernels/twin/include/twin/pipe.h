@@ -75,7 +75,9 @@ public:
     template <typename T>
     LocalTensor<T> AllocTensor(const twin::Where& where = twin::Where::Here()) {
         twin::Core& core = twin::Current();
-        for (TwinBuffer& buffer : *buffers_) {
+        // Buffers are handed out in turn, so that two of them overlap what one would put in order.
+        for (size_t tried = 0; tried < buffers_->size(); ++tried) {
+            TwinBuffer& buffer = (*buffers_)[next_++ % buffers_->size()];
             if (buffer.state != TwinBuffer::kFree) continue;
             buffer.state = TwinBuffer::kAllocated, buffer.where = where;
             if (!buffer.released.seen.empty()) core.known[kProducer].Join(buffer.released);
@@ -93,8 +95,7 @@ public:
         }
         twin::Core& core = twin::Current();
         buffer.state = TwinBuffer::kQueued, buffer.where = where;
-        buffer.ready = core.Complete(kProducer);
-        buffer.ready.Join(core.known[PIPE_S]);
+        core.Tell(kProducer, buffer.ready);
         queue_.push_back(&buffer);
         return true;
     }
@@ -114,8 +115,7 @@ public:
         const twin::LocalSpan& span = tensor.span();
         TwinBuffer& buffer = Find("FreeTensor", span, TwinBuffer::kTaken, where);
         twin::Core& core = twin::Current();
-        buffer.released = core.Complete(kConsumer);
-        buffer.released.Join(core.known[PIPE_S]);
+        core.Tell(kConsumer, buffer.released);
         buffer.state = TwinBuffer::kFree;
         ++buffer.generation;
         core.Forget(buffer.memory, buffer.address, buffer.bytes);
@@ -136,6 +136,7 @@ private:
 
     std::shared_ptr<std::deque<TwinBuffer>> buffers_ = std::make_shared<std::deque<TwinBuffer>>();  // outlives the queue for the leak check
     std::deque<TwinBuffer*> queue_;
+    size_t next_ = 0;
 };
 
 template <TPosition pos, int32_t depth, auto mask = 0>

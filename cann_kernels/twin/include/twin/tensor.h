@@ -5,6 +5,16 @@
 #include "twin/core.h"
 #include "twin/launch.h"
 
+namespace twin {
+
+/// Global memory is ordinary memory of this machine.
+template <typename T>
+uint8_t* HostBytes(__gm__ T* address) {
+    return (uint8_t*)address;  // no other cast leaves an address space
+}
+
+}  // namespace twin
+
 namespace AscendC {
 
 template <typename T>
@@ -65,7 +75,7 @@ public:
 
     T GetValue(uint64_t index, const twin::Where& where = twin::Where::Here()) const {
         twin::Instruction instruction("GlobalTensor::GetValue", PIPE_S, where);
-        const auto* at = reinterpret_cast<const uint8_t*>(address_ + index);
+        const uint8_t* at = twin::HostBytes(address_ + index);
         instruction.RequireFreshLine(at);
         T value;
         std::memcpy(&value, instruction.ReadGm(at, sizeof(T), "the tensor"), sizeof(T));
@@ -74,7 +84,7 @@ public:
 
     void SetValue(uint64_t index, T value, const twin::Where& where = twin::Where::Here()) const {
         twin::Instruction instruction("GlobalTensor::SetValue", PIPE_S, where);
-        auto* at = reinterpret_cast<uint8_t*>(address_ + index);
+        uint8_t* at = twin::HostBytes(address_ + index);
         instruction.core().dirtyLines.insert(reinterpret_cast<uintptr_t>(at) / twin::kCacheLine);
         std::memcpy(instruction.WriteGm(at, sizeof(T), "the tensor"), &value, sizeof(T));
     }
@@ -95,7 +105,7 @@ template <typename T, CacheLine entireType, DcciDst dcciDst>
 void DataCacheCleanAndInvalid(const GlobalTensor<T>& tensor, const twin::Where& where = twin::Where::Here()) {
     static_assert(entireType == CacheLine::SINGLE_CACHE_LINE, "the twin knows single cache lines only");
     twin::Instruction instruction("DataCacheCleanAndInvalid", PIPE_S, where);
-    const uintptr_t line = reinterpret_cast<uintptr_t>(tensor.GetPhyAddr()) / twin::kCacheLine;
+    const uintptr_t line = reinterpret_cast<uintptr_t>(twin::HostBytes(tensor.GetPhyAddr())) / twin::kCacheLine;
     instruction.core().dirtyLines.erase(line);
     instruction.core().cleanedLines[line] = instruction.core().launch.Tick();
 }

@@ -9,19 +9,31 @@
 
 #define __aicore__
 #define __global__
+#define __vector__
+#define __cube__
+#define GM_ADDR __gm__ uint8_t*
+#define KERNEL_TASK_TYPE_DEFAULT(type)
+#ifdef TWIN_ADDRESS_SPACES  // the syntax check: one kind of core at a time, qualifiers and 16-bit floats of the compiler
+#ifdef __DAV_VEC__
+#define ASCEND_IS_AIV constexpr(true)
+#define ASCEND_IS_AIC constexpr(false)
+#else
+#define ASCEND_IS_AIV constexpr(false)
+#define ASCEND_IS_AIC constexpr(true)
+#endif
+#else
 #define __gm__
 #define __ubuf__
 #define __cbuf__
 #define __ca__
 #define __cb__
 #define __cc__
-#define __vector__
-#define __cube__
-#define GM_ADDR uint8_t*
-#define KERNEL_TASK_TYPE_DEFAULT(type)
+#define __fbuf__
+#define __biasbuf__
 // The twin compiles a kernel once for both kinds of core, so what is `if constexpr` on the device is a plain `if` here.
 #define ASCEND_IS_AIV (::twin::OnVectorCore())
 #define ASCEND_IS_AIC (!::twin::OnVectorCore())
+#endif
 
 namespace twin {
 
@@ -51,6 +63,10 @@ inline constexpr bool kOneOf = (std::is_same_v<T, Allowed> || ...);
 
 }  // namespace twin
 
+#ifdef TWIN_ADDRESS_SPACES
+using half = _Float16;
+using bfloat16_t = __bf16;
+#else
 /// Storage only: arithmetic on a 16-bit float in scalar code does not compile, as it must not on the device.
 struct half {
     uint16_t bits;
@@ -62,6 +78,7 @@ struct half {
 struct bfloat16_t {
     uint16_t bits;
 };
+#endif
 
 enum pipe_t { PIPE_S, PIPE_V, PIPE_MTE1, PIPE_MTE2, PIPE_MTE3, PIPE_M, PIPE_FIX, PIPE_ALL };
 enum event_t { EVENT_ID0, EVENT_ID1, EVENT_ID2, EVENT_ID3, EVENT_ID4, EVENT_ID5, EVENT_ID6, EVENT_ID7 };
@@ -134,6 +151,15 @@ struct IsSameType {
 
 }  // namespace AscendC
 
+#ifdef TWIN_ADDRESS_SPACES
+namespace twin {
+
+inline float Widen(float value) { return value; }
+inline float Widen(half value) { return static_cast<float>(value); }
+inline float Widen(bfloat16_t value) { return static_cast<float>(value); }
+
+}  // namespace twin
+#else
 inline half::operator float() const {
     const uint32_t sign = static_cast<uint32_t>(bits >> 15) << 31, exponent = (bits >> 10) & 31u, fraction = bits & 1023u;
     if (exponent == 31) return twin::BitsToFloat(sign | 0x7f800000u | fraction << 13);
@@ -149,3 +175,4 @@ inline float Widen(half value) { return static_cast<float>(value); }
 inline float Widen(bfloat16_t value) { return BitsToFloat(static_cast<uint32_t>(value.bits) << 16); }
 
 }  // namespace twin
+#endif
