@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`compress_kv` as the Ascend C kernel `cann_kernels/compress_kv`, run by the twin.
 
-With a `rounding` the kernel delivers the rotated rows, in `entry_dtype`, to one row a token; the grid of the cache is then applied
-here, by the functions that the reference uses. Without, everything happens in the kernel.
+With a `rounding` the kernel delivers the rotated rows, in `entry_dtype`, to one row a token; the grid of the cache is then
+applied here, by the functions that the reference uses. Without, everything happens in the kernel.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ class Params(ctypes.Structure):
         *(
             (name, ctypes.c_uint32)
             for name in (
-                "num_tokens", "num_requests", "head_dim", "overlap", "ratio", "half", "state_rows", "num_state_slots", "out_dtype",
-                "entry_dtype",
+                "num_tokens", "num_requests", "head_dim", "overlap", "ratio", "half", "state_rows", "num_state_slots",
+                "out_dtype", "entry_dtype",
             )
         ),
         ("out_rows", ctypes.c_uint64),
@@ -80,7 +80,8 @@ def compress_kv(
     def launch(output: Tensor, kept: Tensor) -> None:
         params = Params(
             num_tokens, state_slots.shape[0], head_dim, kv.shape[1] > head_dim, ratio, half, state.shape[1], state.shape[0],
-            DTYPES[output.dtype], DTYPES[entry], output.numel() // head_dim, dense is not None, eps, current_settings().vector_cores, 0,
+            DTYPES[output.dtype], DTYPES[entry], output.numel() // head_dim, dense is not None, eps,
+            current_settings().vector_cores, 0,
         )  # fmt: skip
         addresses = [tensor.data_ptr() for tensor in inputs]
         kernel_library().launch("compress_kv", params, addresses, [output.data_ptr(), kept.data_ptr()])
@@ -103,11 +104,11 @@ def _in_place(call: Callable[[Tensor], None], tensor: Tensor) -> None:
 def _check(cache: torch.dtype, entry: torch.dtype, head_dim: int, half: int) -> None:
     if cache not in DTYPES or entry not in DTYPES:
         raise UnsupportedError(
-            f"compress_kv: cache is {cache} and entry_dtype {entry}; expected two of {list(DTYPES)}, because the kernel was compiled "
-            "for these; convert the cache, or choose another implementation"
+            f"compress_kv: cache is {cache} and entry_dtype {entry}; expected two of {list(DTYPES)}, because the kernel "
+            "was compiled for these; convert the cache, or choose another implementation"
         )
     if head_dim > MAX_HEAD_DIM or half > MAX_HALF:
         raise UnsupportedError(
-            f"compress_kv: head_dim is {head_dim} with {half} rotated pairs; expected at most {MAX_HEAD_DIM} and {MAX_HALF}, because "
-            "the kernel's buffers hold so many; choose another implementation"
+            f"compress_kv: head_dim is {head_dim} with {half} rotated pairs; expected at most {MAX_HEAD_DIM} and {MAX_HALF}, "
+            "because the kernel's buffers hold so many; choose another implementation"
         )

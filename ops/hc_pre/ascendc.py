@@ -48,8 +48,8 @@ def hc_pre(
         )
     if not 1 <= n <= MAX_STREAMS:
         raise UnsupportedError(
-            f"hc_pre: streams has {n} streams; expected 1 to {MAX_STREAMS}, because the kernel holds the coefficients of so many; "
-            "choose another implementation"
+            f"hc_pre: streams has {n} streams; expected 1 to {MAX_STREAMS}, because the kernel holds the coefficients of so "
+            "many; choose another implementation"
         )
     inputs = [None if tensor is None else tensor.contiguous() for tensor in (streams, fn, base, scale, mix)]
     x = torch.empty(num_tokens, hidden_size, dtype=streams.dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is special to the kernel of `hc_pre`: several chunks of a dot product, several tiles of tokens, and that neither shows."""
+"""What is special to the kernel of `hc_pre`: several chunks of a dot product, several tiles of tokens; neither shows."""
 
 from __future__ import annotations
 
