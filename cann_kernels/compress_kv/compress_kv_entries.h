@@ -33,8 +33,7 @@ public:
         ape_.SetGlobalBuffer((__gm__ float*)ape);
         const uint32_t batch = tiling_.batchRows * tiling_.pitch * (uint32_t)sizeof(float);
         const uint32_t row = tiling_.pitch * (uint32_t)sizeof(float);
-        pipe_->InitBuffer(kvQue_, 2, batch);
-        pipe_->InitBuffer(gateQue_, 2, batch);
+        pipe_->InitBuffer(rowQue_, 2, 2 * batch);
         pipe_->InitBuffer(apeQue_, 1, batch);
         pipe_->InitBuffer(mostBuf_, 2 * row);
         pipe_->InitBuffer(powerBuf_, row);
@@ -161,8 +160,8 @@ private:
         const uint32_t pitch = tiling_.pitch;
         const uint32_t bytes = tiling_.headDim * (uint32_t)sizeof(float);
         const AscendC::DataCopyPadExtParams<float> zeros(true, 0, (uint8_t)(pitch - tiling_.headDim), 0.0f);
-        AscendC::LocalTensor<float> kv = kvQue_.template AllocTensor<float>();
-        AscendC::LocalTensor<float> gate = gateQue_.template AllocTensor<float>();
+        AscendC::LocalTensor<float> kv = rowQue_.template AllocTensor<float>();
+        AscendC::LocalTensor<float> gate = kv[tiling_.batchRows * pitch];
         for (uint32_t row = start; row < start + rows;) {
             const Run run = NextRun(token, position, row, start + rows);
             const AscendC::DataCopyExtParams copy((uint16_t)run.rows, bytes, run.stride * (uint32_t)sizeof(float) - bytes, 0, 0);
@@ -176,8 +175,7 @@ private:
             }
             row += run.rows;
         }
-        kvQue_.EnQue(kv);
-        gateQue_.EnQue(gate);
+        rowQue_.EnQue(kv);
         const uint32_t from = start > firstInStep_ ? start : firstInStep_;
         if (from < start + rows) LoadApe(start, from, start + rows);
     }
@@ -202,8 +200,8 @@ private:
     __aicore__ inline void PoolBatch(uint32_t start, uint32_t rows, uint32_t parity, bool isFirst)
     {
         const uint32_t pitch = tiling_.pitch;
-        AscendC::LocalTensor<float> kv = kvQue_.template DeQue<float>();
-        AscendC::LocalTensor<float> gate = gateQue_.template DeQue<float>();
+        AscendC::LocalTensor<float> kv = rowQue_.template DeQue<float>();
+        AscendC::LocalTensor<float> gate = kv[tiling_.batchRows * pitch];
         AscendC::LocalTensor<float> power = powerBuf_.template Get<float>();
         AscendC::LocalTensor<float> total = totalBuf_.template Get<float>();
         const uint32_t from = start > firstInStep_ ? start : firstInStep_;
@@ -226,8 +224,7 @@ private:
             AscendC::Add(total, total, kv[i * pitch], (int32_t)pitch);
         }
         AscendC::PipeBarrier<PIPE_V>();
-        kvQue_.FreeTensor(kv);
-        gateQue_.FreeTensor(gate);
+        rowQue_.FreeTensor(kv);
     }
 
     /// The largest gate of each channel up to this batch; the sums so far are brought to it.
@@ -262,8 +259,7 @@ private:
     uint32_t firstRow_ = 0;     // of the request in this step
     uint64_t stateBase_ = 0;    // first row of the request's state
     uint32_t firstInStep_ = 0;  // row of the entry from which on rows come from this step
-    AscendC::TQue<AscendC::TPosition::VECIN, 2> kvQue_;
-    AscendC::TQue<AscendC::TPosition::VECIN, 2> gateQue_;
+    AscendC::TQue<AscendC::TPosition::VECIN, 2> rowQue_;  // kv of a batch, then its gate
     AscendC::TQue<AscendC::TPosition::VECIN, 1> apeQue_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> tableBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> requestBuf_;

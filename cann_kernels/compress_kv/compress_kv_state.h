@@ -22,8 +22,7 @@ public:
         stateSlots_.SetGlobalBuffer((__gm__ int32_t*)stateSlots);
         const uint32_t row = (tiling_.width + 7) / 8 * 8 * (uint32_t)sizeof(float);
         pipe->InitBuffer(kvQue_, 2, row);
-        pipe->InitBuffer(gateQue_, 2, row);
-        pipe->InitBuffer(apeQue_, 1, row);
+        pipe->InitBuffer(gateQue_, 1, 2 * row);
         pipe->InitBuffer(sumQue_, 2, row);
         pipe->InitBuffer(tableBuf_, (2 * COMPRESS_KV_TABLE_TOKENS + 8) * sizeof(int32_t));
         pipe->InitBuffer(positionBuf_, 32);
@@ -84,6 +83,7 @@ private:
     __aicore__ inline void WriteRow(uint32_t token, uint64_t slot)
     {
         const uint32_t width = tiling_.width;
+        const uint32_t pitch = (width + 7) / 8 * 8;
         const AscendC::DataCopyExtParams row(1, width * (uint32_t)sizeof(float), 0, 0, 0);
         const AscendC::DataCopyPadExtParams<float> noPad;
         AscendC::LocalTensor<int32_t> staged = positionBuf_.Get<int32_t>();
@@ -99,20 +99,16 @@ private:
         kvQue_.EnQue(kv);
         AscendC::LocalTensor<float> gate = gateQue_.AllocTensor<float>();
         AscendC::DataCopyPad(gate, gate_[(uint64_t)token * width], row, noPad);
+        AscendC::DataCopyPad(gate[pitch], ape_[(uint64_t)(position % tiling_.ratio) * width], row, noPad);
         gateQue_.EnQue(gate);
-        AscendC::LocalTensor<float> ape = apeQue_.AllocTensor<float>();
-        AscendC::DataCopyPad(ape, ape_[(uint64_t)(position % tiling_.ratio) * width], row, noPad);
-        apeQue_.EnQue(ape);
 
         AscendC::LocalTensor<float> kvLoaded = kvQue_.DeQue<float>();
         AscendC::DataCopyPad(state_[to], kvLoaded, row);
         kvQue_.FreeTensor(kvLoaded);
         AscendC::LocalTensor<float> gateLoaded = gateQue_.DeQue<float>();
-        AscendC::LocalTensor<float> apeLoaded = apeQue_.DeQue<float>();
         AscendC::LocalTensor<float> sum = sumQue_.AllocTensor<float>();
-        AscendC::Add(sum, gateLoaded, apeLoaded, (int32_t)width);
+        AscendC::Add(sum, gateLoaded, gateLoaded[pitch], (int32_t)width);
         gateQue_.FreeTensor(gateLoaded);
-        apeQue_.FreeTensor(apeLoaded);
         sumQue_.EnQue(sum);
         AscendC::LocalTensor<float> ready = sumQue_.DeQue<float>();
         AscendC::DataCopyPad(state_[to + width], ready, row);
@@ -122,8 +118,7 @@ private:
     CompressKvTiling tiling_;
     AscendC::TPipe* pipe_;
     AscendC::TQueBind<AscendC::TPosition::VECIN, AscendC::TPosition::VECOUT, 2> kvQue_;
-    AscendC::TQue<AscendC::TPosition::VECIN, 2> gateQue_;
-    AscendC::TQue<AscendC::TPosition::VECIN, 1> apeQue_;
+    AscendC::TQue<AscendC::TPosition::VECIN, 1> gateQue_;  // gate of a row, then its ape
     AscendC::TQue<AscendC::TPosition::VECOUT, 2> sumQue_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> tableBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> positionBuf_;
