@@ -125,6 +125,8 @@ public:
     void* pipe = nullptr;  // the live TPipe
     uint64_t generations = 0;
     bool atomic = false;  // a DMA accumulation is switched on
+    bool infNanBefore, infNan;  // bit 48 of the control register: when the kernel began, drawn from the seed, and now
+    bool infNanSet = false;     // by the kernel
     std::string leak;  // first thing that a destructor found wrong
 
     uint16_t Agent(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }
