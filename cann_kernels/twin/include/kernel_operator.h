@@ -4,5 +4,6 @@
 
 #include "twin/control.h"
 #include "twin/cube.h"
-#include "twin/select.h"
+#include "twin/reduce.h"
 #include "twin/sort.h"
+#include "twin/static_tensor.h"
