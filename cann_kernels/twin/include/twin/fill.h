@@ -59,12 +59,6 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, uint64_t mask[],
 }
 
 template <typename T, bool isSetMask = true>
-void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count, const twin::Where& where = twin::Where::Here()) {
-    twin::Instruction instruction("Copy", PIPE_V, where);
-    detail::Move(instruction, detail::CountWork<isSetMask>(instruction, detail::kLanes<T>, count), dst, src, CopyRepeatParams());
-}
-
-template <typename T, bool isSetMask = true>
 void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint64_t mask, const uint8_t repeatTime,
           const CopyRepeatParams& repeatParams, const twin::Where& where = twin::Where::Here()) {
     twin::Instruction instruction("Copy", PIPE_V, where);
