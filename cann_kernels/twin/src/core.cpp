@@ -162,7 +162,7 @@ void Core::CheckEnd() {
     if (!mask.Default()) {
         throw TwinError(launch.Describe(*this) + ": the kernel ends with its own vector mask in force; call SetMaskNorm and ResetMask");
     }
-    if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
+    if (atomic != Atomic::kOff) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
     if (!dirtyLines.empty()) {
         throw TwinError(launch.Describe(*this) + ": GlobalTensor::SetValue left a line in the data cache; "
                         "write it back with DataCacheCleanAndInvalid");
