@@ -189,8 +189,8 @@ void Run(const std::string& name, O o) {
 
 }  // namespace
 
-/// `bits` are what s holds at first, for the selections; y goes in and comes out.
-extern "C" int conformance_run(const char* name, int p, const void* x, const void* z, const void* bits, void* y) {
+/// `bits` are what s holds at first, for the selections; y goes in and comes out. `keeps`: whether 16-bit results keep infinity and NaN.
+extern "C" int conformance_run(const char* name, int p, int keeps, const void* x, const void* z, const void* bits, void* y) {
     return twin::Guarded([=] {
         twin::Launch launch(name, 1, twin::Ratio::kVectorOnly, twin::CurrentSettings());
         GlobalTensor<uint8_t> gm[4];
@@ -212,7 +212,10 @@ extern "C" int conformance_run(const char* name, int p, const void* x, const voi
             DataCopy(o.sBytes, gm[2], 64);
             DataCopy(o.yBytes, gm[3], 1024);
             PipeBarrier<PIPE_ALL>();
+            const int64_t before = GetCtrlSpr<48, 48>();
+            SetCtrlSpr<48, 48>(keeps);
             Run(name, o);
+            SetCtrlSpr<48, 48>(before);
             PipeBarrier<PIPE_ALL>();
             if (std::string(name).rfind("atomic", 0) != 0) DataCopy(gm[3], o.yBytes, 1024);
         });

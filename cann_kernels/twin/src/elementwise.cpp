@@ -11,7 +11,7 @@ namespace {
 
 /// Calls `touch(offset, bytes)` for every piece of memory that the working lanes of one repeat lie in.
 template <typename F>
-void Pieces(const Walk& operand, const Lanes& lanes, uint32_t width, uint32_t repeat, F& touch) {
+void Pieces(const Walk& operand, const Lanes& lanes, uint32_t width, uint32_t repeat, const F& touch) {
     if (lanes.None()) return;
     if (const uint32_t leading = lanes.Leading(); leading != 0 && operand.blockStride == 1) {
         return touch(operand.At(repeat, 0), leading * operand.element);
@@ -30,7 +30,7 @@ void Pieces(const Walk& operand, const Lanes& lanes, uint32_t width, uint32_t re
 }
 
 template <typename F>
-void AllPieces(const Walk& operand, const Work& work, F touch) {
+void AllPieces(const Walk& operand, const Work& work, const F& touch) {
     const uint32_t whole = work.lanes * operand.element;
     const bool dense = operand.blockStride == 1 && operand.repeatStride * twin::kBlock == whole;
     if (work.contiguous || (dense && work.count != 0)) return touch(0, static_cast<uint32_t>(work.count * operand.element));
@@ -44,6 +44,8 @@ struct Place {
 };
 
 }  // namespace
+
+void ForPieces(const Walk& operand, const Work& work, const std::function<void(int64_t, uint32_t)>& touch) { AllPieces(operand, work, touch); }
 
 void CheckRead(Instruction& instruction, const Work& work, const Walk& source) {
     AllPieces(source, work, [&](int64_t offset, uint32_t bytes) { instruction.Read(source.span, offset, bytes, source.name); });
@@ -61,16 +63,16 @@ void RequireNoOverlap(const Instruction& instruction, const Work& work, const Wa
         instruction.Require(same, "dst (UB byte %u) and %s (UB byte %u) overlap in part", d.address, src.name, s.address);
         return;
     }
-    const bool dense = dst.blockStride == 1 && dst.repeatStride >= work.lanes * dst.element / twin::kBlock;
+    const bool dense = dst.blockStride == 1 && dst.repeatStride * twin::kBlock >= work.Used() * dst.element;
     if (same && dense && src.blockStride == 1 && src.repeatStride == dst.repeatStride) return;
     std::unordered_map<int64_t, Place> written;  // by block: the first to write it
     for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
-        for (uint32_t lane = 0; lane < work.lanes; lane += twin::kBlock / dst.element) {
+        for (uint32_t lane = 0; lane < work.Used(); lane += twin::kBlock / dst.element) {
             written.insert({(d.address + dst.At(repeat, lane)) / twin::kBlock, {repeat, lane}});
         }
     }
     for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
-        for (uint32_t lane = 0; lane < work.lanes; lane += twin::kBlock / src.element) {
+        for (uint32_t lane = 0; lane < work.Used(); lane += twin::kBlock / src.element) {
             const auto found = written.find((s.address + src.At(repeat, lane)) / twin::kBlock);
             if (found == written.end() || found->second.repeat > repeat) continue;
             const Place place = found->second;

@@ -138,6 +138,8 @@ public:
     bool hasDeqScale = false;
     Atomic atomic = Atomic::kOff;      // what DMA writes to global memory do
     const void* atomicType = nullptr;  // the type they were set for
+    bool infNanBefore, infNan;  // bit 48 of the control register: when the kernel began, drawn from the seed, and now
+    bool infNanSet = false;     // by the kernel
     bool stateSet = false;  // by a TPipe or InitSocState
     std::array<std::array<uint8_t, kPipes>, kPipes> queueEvents{};  // ids that queues hold for a pair of pipes
     std::string leak;  // first thing that a destructor found wrong

@@ -4,7 +4,9 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 
+#include "twin/control.h"
 #include "twin/mask.h"
 
 namespace AscendC {
@@ -54,7 +56,7 @@ struct Walk {
     /// Bytes from the first to behind the last that `work` may touch.
     uint64_t Reach(const Work& work) const {
         if (work.contiguous) return work.count * element;
-        const uint32_t blocks = std::max<uint32_t>(work.lanes * element / twin::kBlock, 1);
+        const uint32_t blocks = (work.Used() * element + twin::kBlock - 1) / twin::kBlock;
         return (uint64_t{work.repeats - 1} * repeatStride + uint64_t{blocks - 1} * blockStride + 1) * twin::kBlock;
     }
     uint8_t* Base(const Instruction& instruction) const {
@@ -72,6 +74,9 @@ template <typename T>
 Operand<T> Flat(const LocalTensor<T>& tensor, const char* name) {
     return {tensor, name};
 }
+
+/// Calls `touch(offset, bytes)` for every piece of memory that the working lanes of the operand lie in.
+void ForPieces(const Walk& operand, const Work& work, const std::function<void(int64_t, uint32_t)>& touch);
 
 /// Every byte that the working lanes of the operand lie in passes through the instruction's checks.
 void CheckRead(Instruction& instruction, const Work& work, const Walk& source);
@@ -127,6 +132,11 @@ void Elementwise(Instruction& instruction, const Work& work, bool accumulates, F
     (CheckRead(instruction, work, src), ...);
     CheckWrite(instruction, work, dst);
     Compute(instruction, work, f, dst, src...);
+    if constexpr (sizeof...(S) != 0 && kOneOf<D, half, bfloat16_t>) {
+        ForPieces(dst, work, [&](int64_t offset, uint32_t bytes) {
+            twin::Settle<D>(instruction, dst.Base(instruction) + offset, bytes / sizeof(D));
+        });
+    }
 }
 
 /// Checked bytes of the first `count` elements.
