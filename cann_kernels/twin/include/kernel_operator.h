@@ -3,5 +3,6 @@
 #pragma once
 
 #include "twin/cube.h"
-#include "twin/select.h"
+#include "twin/reduce.h"
 #include "twin/sort.h"
+#include "twin/static_tensor.h"

@@ -131,6 +131,15 @@ void Core::Barrier(pipe_t pipe) {
     for (uint32_t p = 0; p < kPipes; ++p) known[p].Join(known[PIPE_S]);
 }
 
+void Core::TakeEvent(const char* name, pipe_t source, pipe_t target, const Where& where) {
+    if (source == target) return;
+    if (queueEvents[source][target] >= kEvents) {
+        Fail(name, where, Format("the %u event ids of %s_%s are all held by buffers of queues; use fewer buffers at this position", kEvents,
+                                 Name(source) + 5, Name(target) + 5));
+    }
+    ++queueEvents[source][target];
+}
+
 void Core::Forget(Memory memory, uint32_t from, uint32_t bytes) {
     LocalMemory& local = memories[static_cast<uint32_t>(memory)];
     std::fill_n(local.bytes.begin() + from, bytes, kPoison);
@@ -150,6 +159,9 @@ void Core::CheckEnd() {
             }
         }
     }
+    if (!mask.Default()) {
+        throw TwinError(launch.Describe(*this) + ": the kernel ends with its own vector mask in force; call SetMaskNorm and ResetMask");
+    }
     if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
     if (!dirtyLines.empty()) {
         throw TwinError(launch.Describe(*this) + ": GlobalTensor::SetValue left a line in the data cache; "
@@ -163,6 +175,7 @@ Instruction::Instruction(const char* name, pipe_t pipe, const Where& where)
     if ((pipe == PIPE_M || pipe == PIPE_FIX || pipe == PIPE_MTE1) && core_.isVector) {
         Fail("cube instructions do nothing on a vector core; guard with ASCEND_IS_AIC");
     }
+    if (pipe == PIPE_V && !core_.stateSet) Fail("masks and DMA modes of an earlier kernel are in force: begin with InitSocState or a TPipe");
     core_.launch.MayYield(core_);
     // The scalar unit stalls at its own waits, so whatever it issues later starts after what it has waited for.
     if (pipe != PIPE_S && core_.passedOn[pipe] != core_.known[PIPE_S].version) {

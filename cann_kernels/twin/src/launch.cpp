@@ -227,6 +227,23 @@ void Launch::SyncAll(Core& core, bool vectorOnly, const Where& where) {
     core.Barrier(PIPE_ALL);
 }
 
+void Launch::SoftSyncAll(Core& core, uint8_t* counters, size_t localBytes, int32_t usedCores, bool vectorOnly, const Where& where) {
+    const auto members = static_cast<size_t>(std::count_if(cores_.begin(), cores_.end(), [&](const auto& slot) { return InGroup(*slot->core, vectorOnly); }));
+    const size_t bytes = members * kBlock;
+    if (usedCores != 0 && static_cast<size_t>(usedCores) != members) {
+        Fail("SyncAll", where, Format("usedCores is %d, the launch has %zu cores: the others would wait for ever", usedCores, members));
+    }
+    GmRange* range = Find(counters);
+    if (range == nullptr || range->kind == GmRange::kIn || static_cast<size_t>(counters - range->data) + bytes > range->bytes) {
+        Fail("SyncAll", where, Format("gmWorkspace must be %zu writable bytes, 32 a core", bytes));
+    }
+    if (localBytes < bytes) Fail("SyncAll", where, Format("ubWorkspace has %zu bytes, must have %zu", localBytes, bytes));
+    if (std::any_of(counters, counters + bytes, [](uint8_t byte) { return byte != 0; })) {
+        Fail("SyncAll", where, "gmWorkspace must be zero before the first call: let the host clear it");
+    }
+    SyncAll(core, vectorOnly, where);
+}
+
 std::vector<Launch::Slot*> Launch::Senders(const Core& receiver, uint8_t mode) {
     std::vector<Slot*> senders;
     for (auto& slot : cores_) {

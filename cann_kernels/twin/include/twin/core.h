@@ -102,6 +102,13 @@ struct Flag {
     Where where{nullptr, 0};
 };
 
+/// Mask that vector instructions with isSetMask=false obey: a bitmap of each repeat, or a number of elements.
+struct VectorMask {
+    bool counter = false;
+    uint64_t high = ~uint64_t{0}, low = ~uint64_t{0};
+    bool Default() const { return !counter && high == ~uint64_t{0} && low == ~uint64_t{0}; }
+};
+
 class Launch;
 
 class Core {
@@ -124,7 +131,12 @@ public:
     std::unordered_set<uintptr_t> dirtyLines;
     void* pipe = nullptr;  // the live TPipe
     uint64_t generations = 0;
+    VectorMask mask;
+    float deqScale = 0.0f;  // of Cast int32 -> half
+    bool hasDeqScale = false;
     bool atomic = false;  // a DMA accumulation is switched on
+    bool stateSet = false;  // by a TPipe or InitSocState
+    std::array<std::array<uint8_t, kPipes>, kPipes> queueEvents{};  // ids that queues hold for a pair of pipes
     std::string leak;  // first thing that a destructor found wrong
 
     uint16_t Agent(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }
@@ -135,6 +147,9 @@ public:
     void SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where);
     void WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where);
     void Barrier(pipe_t pipe);
+    /// A queue takes an event id for what EnQue or FreeTensor tells, and gives it back when the other side has heard.
+    void TakeEvent(const char* name, pipe_t source, pipe_t target, const Where& where);
+    void GiveEvent(pipe_t source, pipe_t target) { queueEvents[source][target] -= source != target ? 1 : 0; }
     void Forget(Memory memory, uint32_t from, uint32_t bytes);
     void CheckEnd();
 };
@@ -142,6 +157,9 @@ public:
 Core& Current();
 std::string Format(const char* format, ...) __attribute__((format(printf, 1, 2)));
 [[noreturn]] void Fail(const char* instruction, const Where& where, const std::string& rule);
+
+/// Generation of static tensors, which live as long as the kernel.
+inline constexpr uint64_t kForever = 0;
 
 /// What a tensor in local memory is: bytes [address, address + bytes) of a buffer, valid while the buffer's generation is.
 struct LocalSpan {

@@ -56,6 +56,7 @@ public:
     /// Blocks until `ready` holds. `what` says what for in a deadlock report.
     void WaitUntil(Core& core, const std::string& what, const std::function<bool()>& ready);
     void SyncAll(Core& core, bool vectorOnly, const Where& where);
+    void SoftSyncAll(Core& core, uint8_t* counters, size_t localBytes, int32_t usedCores, bool vectorOnly, const Where& where);
     void CrossSet(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where);
     void CrossWait(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where);
     uint64_t Tick() { return ++time_; }

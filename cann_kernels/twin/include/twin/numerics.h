@@ -75,6 +75,23 @@ T NarrowToInteger(double value, RoundMode mode) {
     return static_cast<T>(rounded);
 }
 
+/// An integer as a float, rounded in the direction of `mode`.
+inline float NarrowToFloat(int64_t value, RoundMode mode) {
+    const auto nearest = static_cast<float>(value);
+    const auto exact = static_cast<long double>(value), found = static_cast<long double>(nearest);
+    if (found == exact) return nearest;
+    const float infinity = std::numeric_limits<float>::infinity();
+    const float other = std::nextafter(nearest, found > exact ? -infinity : infinity);
+    const float low = std::min(nearest, other), high = std::max(nearest, other);
+    switch (mode) {
+        case RoundMode::CAST_FLOOR: return low;
+        case RoundMode::CAST_CEIL: return high;
+        case RoundMode::CAST_TRUNC: return value < 0 ? high : low;
+        case RoundMode::CAST_ROUND: return exact - low == high - exact ? (value < 0 ? low : high) : nearest;
+        default: return nearest;
+    }
+}
+
 template <typename T>
 T Narrow(float value, RoundMode mode = RoundMode::CAST_RINT) {
     if constexpr (kOneOf<T, half, bfloat16_t>) {

@@ -53,7 +53,7 @@ constexpr EventPipes PipesOf(HardEvent event) {
 
 /// One buffer of a queue or a TBuf.
 struct TwinBuffer {
-    enum State : uint8_t { kFree, kAllocated, kQueued, kTaken } state = kFree;
+    enum State : uint8_t { kFree, kAllocated, kQueued, kTaken, kRetired } state = kFree;
     twin::Memory memory = twin::Memory::kUb;
     uint32_t address = 0, bytes = 0;
     uint64_t generation = 0;
@@ -80,7 +80,10 @@ public:
             TwinBuffer& buffer = (*buffers_)[next_++ % buffers_->size()];
             if (buffer.state != TwinBuffer::kFree) continue;
             buffer.state = TwinBuffer::kAllocated, buffer.where = where;
-            if (!buffer.released.seen.empty()) core.known[kProducer].Join(buffer.released);
+            if (!buffer.released.seen.empty()) {
+                core.known[kProducer].Join(buffer.released);
+                core.GiveEvent(kConsumer, kProducer);
+            }
             return buffer.Tensor<T>();
         }
         twin::Fail("AllocTensor", where, twin::Format("all %zu buffers of the queue are in use; a FreeTensor is missing, or InitBuffer "
@@ -95,6 +98,7 @@ public:
         }
         twin::Core& core = twin::Current();
         buffer.state = TwinBuffer::kQueued, buffer.where = where;
+        core.TakeEvent("EnQue", kProducer, kConsumer, where);
         core.Tell(kProducer, buffer.ready);
         queue_.push_back(&buffer);
         return true;
@@ -107,6 +111,7 @@ public:
         queue_.pop_front();
         buffer.state = TwinBuffer::kTaken, buffer.where = where;
         twin::Current().known[kConsumer].Join(buffer.ready);
+        twin::Current().GiveEvent(kProducer, kConsumer);
         return buffer.Tensor<T>();
     }
 
@@ -115,6 +120,7 @@ public:
         const twin::LocalSpan& span = tensor.span();
         TwinBuffer& buffer = Find("FreeTensor", span, TwinBuffer::kTaken, where);
         twin::Core& core = twin::Current();
+        core.TakeEvent("FreeTensor", kConsumer, kProducer, where);
         core.Tell(kConsumer, buffer.released);
         buffer.state = TwinBuffer::kFree;
         ++buffer.generation;
@@ -172,16 +178,30 @@ public:
     explicit TPipe(const twin::Where& where = twin::Where::Here()) : core_(twin::Current()) {
         if (core_.pipe != nullptr) twin::Fail("TPipe", where, "another TPipe is alive; one per kernel at a time");
         core_.pipe = this;
+        core_.stateSet = true;
     }
-    ~TPipe() {
+    ~TPipe() { Destroy(); }
+    TPipe(const TPipe&) = delete;
+    TPipe& operator=(const TPipe&) = delete;
+
+    /// Takes every buffer back, so that the memory can be laid out anew. Tensors and queues from before are dead.
+    void Reset() {
         for (const auto& queue : queues_) {
-            for (const TwinBuffer& buffer : *queue) Check(buffer);
+            for (TwinBuffer& buffer : *queue) Check(buffer), ++buffer.generation, buffer.state = TwinBuffer::kRetired;
         }
+        queues_.clear();
+        for (uint32_t memory = 0; memory < twin::kMemories; ++memory) core_.memories[memory].used = 0;
+        core_.queueEvents = {};
+        buffers_ = 0;
+    }
+
+    /// Ends this TPipe; another may follow.
+    void Destroy() {
+        if (core_.pipe != this) return;
+        Reset();
         core_.Barrier(PIPE_ALL);
         core_.pipe = nullptr;
     }
-    TPipe(const TPipe&) = delete;
-    TPipe& operator=(const TPipe&) = delete;
 
     template <typename Queue>
     bool InitBuffer(Queue& queue, uint8_t num, uint32_t len, const twin::Where& where = twin::Where::Here()) {
@@ -218,7 +238,7 @@ public:
 private:
     void Check(const TwinBuffer& buffer) {
         constexpr const char* states[] = {"free", "allocated and never enqueued", "enqueued and never dequeued", "never freed"};
-        if (buffer.state == TwinBuffer::kFree || !core_.leak.empty()) return;
+        if (buffer.state == TwinBuffer::kFree || buffer.state == TwinBuffer::kRetired || !core_.leak.empty()) return;
         core_.leak = twin::Format("a queue buffer is %s when the TPipe ends; last touched at line %d", states[buffer.state], buffer.where.line);
     }
 
@@ -279,6 +299,15 @@ template <bool isAIVOnly = true>
 void SyncAll(const twin::Where& where = twin::Where::Here()) {
     twin::Core& core = twin::Current();
     core.launch.SyncAll(core, isAIVOnly, where);
+}
+
+/// The same barrier through counters in global memory: 32 bytes a core, zero before the first call.
+template <bool isAIVOnly = true>
+void SyncAll(const GlobalTensor<int32_t>& gmWorkspace, const LocalTensor<int32_t>& ubWorkspace, const int32_t usedCores = 0,
+             const twin::Where& where = twin::Where::Here()) {
+    twin::Core& core = twin::Current();
+    core.launch.SoftSyncAll(core, (uint8_t*)gmWorkspace.GetPhyAddr(), ubWorkspace.GetSize() * sizeof(int32_t), usedCores,
+                            isAIVOnly, where);
 }
 
 template <uint8_t modeId, pipe_t pipe>
