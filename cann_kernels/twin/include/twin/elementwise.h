@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "twin/control.h"
 #include "twin/mask.h"
 
 namespace AscendC {
@@ -188,6 +189,11 @@ void Elementwise(Instruction& instruction, const Work& work, bool accumulates, F
     (CheckRead(instruction, work, src), ...);
     CheckWrite(instruction, work, dst);
     Compute(instruction, work, f, dst, src...);
+    if constexpr (sizeof...(S) != 0 && kOneOf<D, half, bfloat16_t>) {
+        AllPieces(dst, work, [&](int64_t offset, uint32_t bytes) {
+            twin::Settle<D>(instruction, dst.Base(instruction) + offset, bytes / sizeof(D));
+        });
+    }
 }
 
 /// Checked bytes of the first `count` elements.
