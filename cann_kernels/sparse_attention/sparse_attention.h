@@ -31,7 +31,7 @@ struct SparseAttentionParams {
     uint32_t topk;
     float scale;
     uint32_t numCores;    // AI cores, each a cube core and two vector cores
-    uint32_t reserved;
+    uint32_t cacheDtype;  // dtype, or bfloat16 under float32 queries
     uint64_t numWindowBlocks;  // sizes of the caches, for the launcher
     uint64_t numBlocks;
     uint64_t numRequests;

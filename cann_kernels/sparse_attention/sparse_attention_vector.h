@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// A vector core: gathers half of the keys, and takes half of the heads through the softmax and the merge of ranges.
+// A vector core takes half of the heads through the softmax of each range and the merge of ranges.
 #pragma once
 
-#include "sparse_attention_items.h"
+#include "sparse_attention_keys.h"
 
-template <typename T>
+/// T: type of the queries and of the output; C: type of the caches, T or narrower.
+template <typename T, typename C>
 class SparseAttentionVector {
 public:
     __aicore__ inline void Init(GM_ADDR winKv, GM_ADDR cmpKv, GM_ADDR entries, GM_ADDR sink, GM_ADDR positions, GM_ADDR requests,
@@ -21,20 +22,15 @@ public:
         firstHead_ = half_ == 0 ? 0 : (heads_ + 1) / 2;
         rows_ = half_ == 0 ? (heads_ + 1) / 2 : heads_ / 2;
         cursor_.Init(positions, requests, tiling_, block_);
-        winKv_.SetGlobalBuffer((__gm__ T*)winKv);
-        cmpKv_.SetGlobalBuffer((__gm__ T*)cmpKv);
-        entries_.SetGlobalBuffer((__gm__ int32_t*)entries);
         sink_.SetGlobalBuffer((__gm__ float*)sink);
-        windowTable_.SetGlobalBuffer((__gm__ int32_t*)windowTable);
-        blockTable_.SetGlobalBuffer((__gm__ int32_t*)blockTable);
         o_.SetGlobalBuffer((__gm__ T*)o);
-        keys_.SetGlobalBuffer((__gm__ T*)(workspace + tiling_.keyOffset));
         scores_.SetGlobalBuffer((__gm__ float*)(workspace + tiling_.scoreOffset));
         weights_.SetGlobalBuffer((__gm__ T*)(workspace + tiling_.weightOffset));
         sums_.SetGlobalBuffer((__gm__ float*)(workspace + tiling_.sumOffset));
         stats_.SetGlobalBuffer((__gm__ float*)(workspace + tiling_.statOffset));
+        keySource_.Init(winKv, cmpKv, entries, windowTable, blockTable, workspace, tiling_, pipe);
         InitBuffers();
-        InitConstants();
+        LoadSink();
     }
 
     /// The keys of an item are gathered before the weights of the one before are computed, and its sums are taken up after those of
@@ -46,13 +42,13 @@ public:
         bool more = cursor_.Next(items[0]);
         const bool any = more;
         if (more) {
-            Gather(items[0]);
+            keySource_.Gather(items[0]);
         }
         uint32_t i = 0;
         for (; more; ++i) {
             more = cursor_.Next(items[(i + 1) % 3]);
             if (more) {
-                Gather(items[(i + 1) % 3]);
+                keySource_.Gather(items[(i + 1) % 3]);
             }
             Soften(items[i % 3]);
             if (i > 0) {
@@ -76,20 +72,15 @@ private:
     __aicore__ inline void InitBuffers()
     {
         const uint32_t pitch = tiling_.scorePitch;
-        const uint32_t wide = (pitch > tiling_.paddedDim ? pitch : tiling_.paddedDim) * (uint32_t)sizeof(float);
-        const uint32_t keyBytes = tiling_.keyPitch * (uint32_t)sizeof(T);
-        stageRows_ = STAGE_BYTES / keyBytes < SPARSE_ATTENTION_GROUP ? STAGE_BYTES / keyBytes : SPARSE_ATTENTION_GROUP;
-        pipe_->InitBuffer(stageQue_, 2, stageRows_ * keyBytes);
+        sumPitch_ = (headDim_ + 63) / 64 * 64;
+        const uint32_t wide = (pitch > sumPitch_ ? pitch : sumPitch_) * (uint32_t)sizeof(float);
         pipe_->InitBuffer(scoreQue_, 2, STRIP * wide);
         pipe_->InitBuffer(outQue_, 1, STRIP * wide);
         pipe_->InitBuffer(statInQue_, 1, 2 * STATS * (uint32_t)sizeof(float));
         pipe_->InitBuffer(statOutQue_, 1, 2 * STATS * (uint32_t)sizeof(float));
-        pipe_->InitBuffer(tempBuf_, STRIP * wide);
-        pipe_->InitBuffer(biasBuf_, 2 * pitch * (uint32_t)sizeof(float));
-        pipe_->InitBuffer(rampBuf_, pitch * (uint32_t)sizeof(float));
-        pipe_->InitBuffer(entryBuf_, pitch * (uint32_t)sizeof(int32_t));
-        pipe_->InitBuffer(maskBuf_, pitch / 8);
-        pipe_->InitBuffer(zeroBuf_, wide);
+        if constexpr (!AscendC::IsSameType<T, float>::value) {
+            pipe_->InitBuffer(tempBuf_, STRIP * wide);
+        }
         pipe_->InitBuffer(partialBuf_, STRIP * pitch / 8 * (uint32_t)sizeof(float));
         pipe_->InitBuffer(broadBuf_, STRIP * 8 * (uint32_t)sizeof(float));
         pipe_->InitBuffer(factorBuf_, STRIP * (uint32_t)sizeof(float));
@@ -97,34 +88,20 @@ private:
         pipe_->InitBuffer(mergeBuf_, 5 * STATS * (uint32_t)sizeof(float));
     }
 
-    __aicore__ inline void InitConstants()
+    __aicore__ inline void LoadSink()
     {
-        const uint32_t pitch = tiling_.scorePitch;
-        const uint32_t wide = pitch > tiling_.paddedDim ? pitch : tiling_.paddedDim;
-        AscendC::LocalTensor<int32_t> ramp = entryBuf_.template Get<int32_t>();
-        AscendC::CreateVecIndex(ramp, (int32_t)0, pitch);
-        AscendC::Duplicate(zeroBuf_.template Get<float>(), 0.0f, (int32_t)wide);
         AscendC::Duplicate(factorBuf_.template Get<float>(), 0.0f, (int32_t)STRIP);
-        if (rows_ > 0) {
-            AscendC::DataCopyPad(sinkBuf_.template Get<float>(), sink_[firstHead_],
-                                 AscendC::DataCopyExtParams(1, rows_ * (uint32_t)sizeof(float), 0, 0, 0),
-                                 AscendC::DataCopyPadExtParams<float>(false, 0, 0, 0.0f));
+        if (rows_ == 0) {
+            return;
         }
-        const AscendC::TEventID landed = pipe_->FetchEventID(AscendC::HardEvent::MTE2_V);
-        AscendC::SetFlag<AscendC::HardEvent::MTE2_V>(landed);
-        AscendC::WaitFlag<AscendC::HardEvent::MTE2_V>(landed);
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::Cast(rampBuf_.template Get<float>(), ramp, AscendC::RoundMode::CAST_NONE, pitch);
-        // An infinite sink must not meet another infinity in a difference.
         AscendC::LocalTensor<float> sink = sinkBuf_.template Get<float>();
-        if (rows_ > 0) {
-            AscendC::Maxs(sink, sink, LOWEST, (int32_t)rows_);
-            AscendC::PipeBarrier<PIPE_V>();
-            AscendC::Mins(sink, sink, -LOWEST, (int32_t)rows_);
-        }
-        const AscendC::TEventID cleared = pipe_->FetchEventID(AscendC::HardEvent::V_MTE3);
-        AscendC::SetFlag<AscendC::HardEvent::V_MTE3>(cleared);
-        AscendC::WaitFlag<AscendC::HardEvent::V_MTE3>(cleared);
+        AscendC::DataCopyPad(sink, sink_[firstHead_], AscendC::DataCopyExtParams(1, rows_ * (uint32_t)sizeof(float), 0, 0, 0),
+                             AscendC::DataCopyPadExtParams<float>(false, 0, 0, 0.0f));
+        Wait<AscendC::HardEvent::MTE2_V>();
+        // An infinite sink must not meet another infinity in a difference.
+        AscendC::Maxs(sink, sink, LOWEST, (int32_t)rows_);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Mins(sink, sink, -LOWEST, (int32_t)rows_);
     }
 
     template <AscendC::HardEvent event>
@@ -135,12 +112,10 @@ private:
         AscendC::WaitFlag<event>(id);
     }
 
-    // ---- keys ----
-
     /// Zeros for the tokens that are padding.
     __aicore__ inline void ClearPadding()
     {
-        const AscendC::LocalTensor<T> zeros = zeroBuf_.template Get<float>().template ReinterpretCast<T>();
+        const AscendC::LocalTensor<T> zeros = keySource_.Zeros().template ReinterpretCast<T>();
         SparseAttentionItem item;
         for (uint64_t token = core_; token < tiling_.params.numTokens; token += 2 * tiling_.blocks) {
             if (cursor_.Describe(item, (uint32_t)token)) {
@@ -150,155 +125,6 @@ private:
                 AscendC::DataCopyPad(o_[(token * heads_ + head) * headDim_], zeros,
                                      AscendC::DataCopyExtParams(1, headDim_ * (uint32_t)sizeof(T), 0, 0, 0));
             }
-        }
-    }
-
-    /// This core's half of every group of keys to the workspace, and what is added to the scores: 0, or -inf where no key is.
-    __aicore__ inline void Gather(const SparseAttentionItem& item)
-    {
-        const uint32_t chosen = StageEntries(item);
-        MakeBias(item, chosen);
-        for (uint32_t start = 0; start < item.padded; start += SPARSE_ATTENTION_GROUP) {
-            const uint32_t rest = item.padded - start;
-            const uint32_t half = (rest < SPARSE_ATTENTION_GROUP ? rest : SPARSE_ATTENTION_GROUP) / 2;
-            GatherRows(item, start + half_ * half, start + half_ * half + half);
-            AscendC::CrossCoreSetFlag<2, PIPE_MTE3>((uint16_t)(SPARSE_ATTENTION_KEYS_READY + item.number % 2));
-        }
-    }
-
-    /// Entries chosen for the slots of the range, for the scalar unit and for MakeBias. Returns how many.
-    __aicore__ inline uint32_t StageEntries(const SparseAttentionItem& item)
-    {
-        if (tiling_.params.hasEntries == 0 || item.first >= item.entries) {
-            return 0;
-        }
-        const uint32_t rest = item.entries - item.first;
-        const uint32_t chosen = rest < item.slots ? rest : item.slots;
-        AscendC::LocalTensor<int32_t> staged = entryBuf_.template Get<int32_t>();
-        Wait<AscendC::HardEvent::S_V>();
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::Duplicate(staged, (int32_t)0, (int32_t)((item.slots + 63) / 64 * 64));
-        Wait<AscendC::HardEvent::V_MTE2>();
-        AscendC::DataCopyPad(staged, entries_[(uint64_t)item.token * tiling_.params.topk + item.first],
-                             AscendC::DataCopyExtParams(1, chosen * (uint32_t)sizeof(int32_t), 0, 0, 0),
-                             AscendC::DataCopyPadExtParams<int32_t>(true, 0, (uint8_t)((8 - chosen % 8) % 8), 0));
-        Wait<AscendC::HardEvent::MTE2_S>();
-        Wait<AscendC::HardEvent::MTE2_V>();
-        return chosen;
-    }
-
-    __aicore__ inline void MakeBias(const SparseAttentionItem& item, uint32_t chosen)
-    {
-        const uint32_t cols = (item.slots + 63) / 64 * 64;
-        const float lost = -__builtin_inff();
-        AscendC::LocalTensor<float> bias = biasBuf_.template Get<float>()[item.number % 2 * tiling_.scorePitch];
-        AscendC::LocalTensor<uint8_t> mask = maskBuf_.template Get<uint8_t>();
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::CompareScalar(mask, rampBuf_.template Get<float>(), (float)item.slots, AscendC::CMPMODE::LT, cols);
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::Select(bias, mask, zeroBuf_.template Get<float>(), lost, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE, cols);
-        if (chosen == 0) {
-            return;
-        }
-        // What lies behind the chosen entries was staged as 0, which both comparisons let through.
-        AscendC::LocalTensor<float> entry = tempBuf_.template Get<float>();
-        AscendC::Cast(entry, entryBuf_.template Get<int32_t>(), AscendC::RoundMode::CAST_NONE, cols);
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::CompareScalar(mask, entry, 0.0f, AscendC::CMPMODE::GE, cols);
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::Select(bias, mask, bias, lost, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE, cols);
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::CompareScalar(mask, entry, (float)item.visible, AscendC::CMPMODE::LT, cols);
-        AscendC::PipeBarrier<PIPE_V>();
-        AscendC::Select(bias, mask, bias, lost, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE, cols);
-    }
-
-    /// Neighbouring rows of a cache.
-    struct Run {
-        uint64_t row;
-        uint32_t count;  // 0: the slot holds no key
-        bool window;
-    };
-
-    /// The rows that slots of an item from `slot` on lie in, as far as they are neighbours, at most `most`.
-    __aicore__ inline Run Locate(const SparseAttentionItem& item, uint32_t slot, uint32_t most)
-    {
-        const SparseAttentionParams& params = tiling_.params;
-        const uint32_t at = item.first + slot;
-        if (at >= item.total) {
-            return {0, 0, false};
-        }
-        if (at >= item.entries) {
-            const uint32_t position = (uint32_t)item.position + 1 - (item.total - at);
-            const uint32_t page = position / params.windowBlockRows;
-            const uint32_t within = position % params.windowBlockRows;
-            const uint64_t cell = (uint64_t)item.request * params.windowColumns + page % params.windowColumns;
-            const uint64_t row = (uint64_t)windowTable_.GetValue(cell) * params.windowBlockRows + within;
-            return {row, Least(most, params.windowBlockRows - within, item.total - at), true};
-        }
-        const bool listed = params.hasEntries != 0;
-        const AscendC::LocalTensor<int32_t> staged = entryBuf_.template Get<int32_t>();
-        const int32_t chosen = listed ? staged.GetValue(slot) : (int32_t)at;
-        if (chosen < 0 || (uint32_t)chosen >= item.visible) {
-            return {0, 0, false};
-        }
-        const uint32_t within = (uint32_t)chosen % params.blockRows;
-        const uint64_t cell = (uint64_t)item.request * params.maxBlocks + (uint32_t)chosen / params.blockRows;
-        const uint64_t row = (uint64_t)blockTable_.GetValue(cell) * params.blockRows + within;
-        uint32_t longest = Least(most, params.blockRows - within, item.entries - at);
-        if (listed) {
-            uint32_t count = 1;
-            while (count < longest && staged.GetValue(slot + count) == chosen + (int32_t)count
-                   && (uint32_t)chosen + count < item.visible) {
-                ++count;
-            }
-            longest = count;
-        }
-        return {row, longest, false};
-    }
-
-    __aicore__ inline uint32_t Least(uint32_t a, uint32_t b, uint32_t c) const
-    {
-        const uint32_t least = a < b ? a : b;
-        return least < c ? least : c;
-    }
-
-    /// Keys of slots [from, to) to the workspace, through the unified buffer. Slots without a key become zeros.
-    __aicore__ inline void GatherRows(const SparseAttentionItem& item, uint32_t from, uint32_t to)
-    {
-        const uint32_t pitch = tiling_.keyPitch;
-        const uint64_t slot = (uint64_t)block_ * SPARSE_ATTENTION_KEY_SLOTS + item.number % SPARSE_ATTENTION_KEY_SLOTS;
-        const uint64_t base = slot * tiling_.scorePitch * pitch;
-        AscendC::DataCopyPadExtParams<T> pad;
-        pad.isPad = pitch != headDim_;
-        pad.rightPadding = (uint8_t)(pitch - headDim_);
-        Run run = {0, 0, false};
-        while (from < to) {
-            const uint32_t most = to - from < stageRows_ ? to - from : stageRows_;
-            run = Locate(item, from, most);
-            if (run.count == 0) {
-                const AscendC::LocalTensor<T> zeros = zeroBuf_.template Get<float>().template ReinterpretCast<T>();
-                AscendC::DataCopy(keys_[base + (uint64_t)from * pitch], zeros, pitch);
-                ++from;
-                continue;
-            }
-            AscendC::LocalTensor<T> rows = stageQue_.template AllocTensor<T>();
-            uint32_t count = 0;
-            while (run.count != 0) {
-                const AscendC::DataCopyExtParams params((uint16_t)run.count, headDim_ * (uint32_t)sizeof(T), 0, 0, 0);
-                const AscendC::GlobalTensor<T>& cache = run.window ? winKv_ : cmpKv_;
-                AscendC::DataCopyPad(rows[count * pitch], cache[run.row * headDim_], params, pad);
-                count += run.count;
-                run.count = 0;
-                if (count < most) {
-                    run = Locate(item, from + count, most - count);
-                }
-            }
-            stageQue_.EnQue(rows);
-            rows = stageQue_.template DeQue<T>();
-            AscendC::DataCopy(keys_[base + (uint64_t)from * pitch], rows, count * pitch);
-            stageQue_.FreeTensor(rows);
-            from += count;
         }
     }
 
@@ -337,7 +163,7 @@ private:
         const uint32_t all = rows * cols;
         AscendC::LocalTensor<float> score = LoadScores(item, head, rows, cols);
         AscendC::LocalTensor<float> broad = broadBuf_.template Get<float>();
-        const AscendC::LocalTensor<float> bias = biasBuf_.template Get<float>()[item.number % 2 * tiling_.scorePitch];
+        const AscendC::LocalTensor<float> bias = keySource_.Bias(item);
         const uint8_t pitch = (uint8_t)(cols / 8);
         AscendC::Muls(score, score, tiling_.params.scale, (int32_t)all);
         AscendC::PipeBarrier<PIPE_V>();
@@ -537,7 +363,7 @@ private:
     __aicore__ inline void MergeStrip(const SparseAttentionItem& item, const AscendC::LocalTensor<float>& top,
                                       const AscendC::LocalTensor<float>& total, uint32_t head, uint32_t rows)
     {
-        const uint32_t pitch = tiling_.paddedDim;
+        const uint32_t pitch = sumPitch_;
         AscendC::LocalTensor<T> out = outQue_.template AllocTensor<T>();
         if constexpr (AscendC::IsSameType<T, float>::value) {
             for (uint32_t range = 0; range < item.ranges; ++range) {
@@ -570,7 +396,7 @@ private:
                                    uint32_t rows)
     {
         const uint32_t dim = tiling_.paddedDim;
-        const uint8_t pitch = (uint8_t)(dim / 8);
+        const uint8_t pitch = (uint8_t)(sumPitch_ / 8);
         AscendC::LocalTensor<float> stats = LoadStats(item, range, head, rows, false);
         AscendC::LocalTensor<float> factor = factorBuf_.template Get<float>();
         AscendC::LocalTensor<float> broad = broadBuf_.template Get<float>();
@@ -588,22 +414,18 @@ private:
         const uint64_t from = (((uint64_t)item.set * tiling_.ranges + range) * heads_ + firstHead_ + head) * dim;
         AscendC::DataCopyPad(part, sums_[from],
                              AscendC::DataCopyExtParams((uint16_t)rows, bytes, (dim - headDim_) * (uint32_t)sizeof(float),
-                                                        (dim * (uint32_t)sizeof(float) - (bytes + 31) / 32 * 32) / 32, 0),
+                                                        sumPitch_ / 8 - (bytes + 31) / 32, 0),
                              AscendC::DataCopyPadExtParams<float>(false, 0, 0, 0.0f));
         scoreQue_.EnQue(part);
         part = scoreQue_.template DeQue<float>();
         AscendC::PipeBarrier<PIPE_V>();
-        const AscendC::BinaryRepeatParams scaled(1, 1, 0, pitch, pitch, 1);
-        const AscendC::BinaryRepeatParams added(1, 1, 1, pitch, pitch, pitch);
+        const AscendC::BinaryRepeatParams params(1, 1, 0, pitch, pitch, 1);
         for (uint32_t at = 0; at < headDim_; at += 64) {
             const uint64_t cols = headDim_ - at < 64 ? headDim_ - at : 64;
-            AscendC::Mul(range == 0 ? sum[at] : part[at], part[at], broad, cols, (uint8_t)rows, scaled);
-        }
-        if (range > 0) {
-            AscendC::PipeBarrier<PIPE_V>();
-            for (uint32_t at = 0; at < headDim_; at += 64) {
-                const uint64_t cols = headDim_ - at < 64 ? headDim_ - at : 64;
-                AscendC::Add(sum[at], sum[at], part[at], cols, (uint8_t)rows, added);
+            if (range == 0) {
+                AscendC::Mul(sum[at], part[at], broad, cols, (uint8_t)rows, params);
+            } else {
+                AscendC::MulAddDst(sum[at], part[at], broad, cols, (uint8_t)rows, params);
             }
         }
         scoreQue_.FreeTensor(part);
@@ -611,6 +433,7 @@ private:
 
     SparseAttentionTiling tiling_;
     SparseAttentionCursor cursor_;
+    SparseAttentionKeys<C, T> keySource_;
     AscendC::TPipe* pipe_;
     uint32_t core_;
     uint32_t block_;
@@ -619,31 +442,19 @@ private:
     uint32_t headDim_;
     uint32_t firstHead_;  // of this core
     uint32_t rows_;       // heads of this core
-    uint32_t stageRows_;
-    AscendC::TQueBind<AscendC::TPosition::VECIN, AscendC::TPosition::VECOUT, 1> stageQue_;
+    uint32_t sumPitch_;   // of a head's sums in the unified buffer: whole repeats, so that no two heads share one
     AscendC::TQue<AscendC::TPosition::VECIN, 1> scoreQue_;
     AscendC::TQue<AscendC::TPosition::VECIN, 1> statInQue_;
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> outQue_;
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> statOutQue_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> tempBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> biasBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> rampBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> entryBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> maskBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> zeroBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> partialBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> broadBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> factorBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> sinkBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> mergeBuf_;
-    AscendC::GlobalTensor<T> winKv_;
-    AscendC::GlobalTensor<T> cmpKv_;
-    AscendC::GlobalTensor<int32_t> entries_;
     AscendC::GlobalTensor<float> sink_;
-    AscendC::GlobalTensor<int32_t> windowTable_;
-    AscendC::GlobalTensor<int32_t> blockTable_;
     AscendC::GlobalTensor<T> o_;
-    AscendC::GlobalTensor<T> keys_;
     AscendC::GlobalTensor<float> scores_;
     AscendC::GlobalTensor<T> weights_;
     AscendC::GlobalTensor<float> sums_;

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is special to the kernel of `sparse_attention`: ranges of keys, head counts beside its fractals, entries and sinks at the edge."""
+"""What is special to the kernel of `sparse_attention`: ranges of keys, odd sizes, entries and sinks at the edge."""
 
 from __future__ import annotations
 
@@ -116,15 +116,26 @@ def test_scores_far_below_zero_still_sum_to_one():
     assert_close(sparse_attention(**call), call)
 
 
-def test_queries_and_caches_of_different_dtypes_meet_in_float32():
-    call = make_call([100, 30], topk=10, dtype=torch.bfloat16)
-    call["q"] = call["q"].half()
+@pytest.mark.parametrize("head_dim", [1, 40, 130])
+@pytest.mark.parametrize("queries", [torch.float32, torch.float16])
+@pytest.mark.parametrize("caches", [torch.bfloat16, torch.float16, torch.float32])
+def test_queries_and_caches_of_different_dtypes_meet_in_float32(queries, caches, head_dim):
+    call = make_call([100, 30], topk=10, dtype=caches, head_dim=head_dim)
+    call["q"] = call["q"].to(queries)
+    assert_close(sparse_attention(**call), call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_largest_tiles_fit(dtype):
+    """A whole range of keys for 128 heads of 512, and one of 16 keys."""
+    call = make_call([5000], heads=128, head_dim=512, window=16, topk=1024, dtype=dtype)
     assert_close(sparse_attention(**call), call)
 
 
 def test_the_decode_shape_of_v4_flash():
     """Eight sequences at 128K tokens, 64 heads of 512, 512 chosen entries and a window of 128."""
-    call = make_call([131071 - t for t in range(8)], heads=64, head_dim=512, window=128, topk=512, block_rows=128, dtype=torch.bfloat16)
+    positions = [131071 - t for t in range(8)]
+    call = make_call(positions, heads=64, head_dim=512, window=128, topk=512, block_rows=128, dtype=torch.bfloat16)
     started = time.monotonic()
     with settings(vector_cores=16):
         o = sparse_attention(**call)
