@@ -65,6 +65,11 @@ struct Work {
         const uint64_t left = count - uint64_t{repeat} * lanes;
         return Lanes::First(left < lanes ? left : lanes);
     }
+    /// Lanes up to the last that works, in a repeat under a leading mask.
+    uint32_t Used() const {
+        const uint32_t leading = count == 0 ? each.Leading() : 0;
+        return leading != 0 ? leading : lanes;
+    }
     bool Nothing() const { return repeats == 0 || (count == 0 && each.None()); }
 };
 
