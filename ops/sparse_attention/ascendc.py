@@ -56,8 +56,8 @@ def sparse_attention(
     caches = [cache.dtype for cache in (win_kv, cmp_kv) if cache is not None]
     if not {q.dtype, *caches} <= DTYPES.keys() or num_heads > MAX_HEADS or head_dim > MAX_HEAD_DIM:
         raise UnsupportedError(
-            f"sparse_attention: got q of {q.dtype} with {num_heads} heads of {head_dim}, caches of {caches}; expected dtypes of "
-            f"{list(DTYPES)}, at most {MAX_HEADS} heads of at most {MAX_HEAD_DIM}, because the queries of a token stay in "
+            f"sparse_attention: got q of {q.dtype} with {num_heads} heads of {head_dim}, caches of {caches}; expected dtypes "
+            f"of {list(DTYPES)}, at most {MAX_HEADS} heads of at most {MAX_HEAD_DIM}, because the queries of a token stay in "
             "L1; choose another implementation"
         )
     if q.numel() == 0:
