@@ -109,6 +109,8 @@ struct VectorMask {
     bool Default() const { return !counter && high == ~uint64_t{0} && low == ~uint64_t{0}; }
 };
 
+enum class Atomic : uint8_t { kOff, kAdd, kMax, kMin };
+
 class Launch;
 
 class Core {
@@ -134,7 +136,8 @@ public:
     VectorMask mask;
     float deqScale = 0.0f;  // of Cast int32 -> half
     bool hasDeqScale = false;
-    bool atomic = false;  // a DMA accumulation is switched on
+    Atomic atomic = Atomic::kOff;      // what DMA writes to global memory do
+    const void* atomicType = nullptr;  // the type they were set for
     bool infNanBefore, infNan;  // bit 48 of the control register: when the kernel began, drawn from the seed, and now
     bool infNanSet = false;     // by the kernel
     bool stateSet = false;  // by a TPipe or InitSocState
