@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import include_paths, library_paths
 
 from ascend_dsv4.accuracy.calls import CaseCall, load_cases, make_inputs, same_bits
 from ascend_dsv4.ops import OP_NAMES
@@ -33,7 +33,7 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> None:
     """`torch.ops.ascend_dsv4_kernels` over the twin."""
     folder = tmp_path_factory.mktemp("torch_extension")
     kernels = build(sorted(KERNELS.glob("*/*_launch_twin.cpp")))
-    flags = ["-std=c++20", "-O0", "-fPIC", "-DASCEND_DSV4_TWIN", f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"]
+    flags = ["-std=c++20", "-O0", "-fPIC", "-DASCEND_DSV4_TWIN"]
 
     def compiled(op: str) -> str:
         includes = [*include_paths(), *(str(KERNELS / name) for name in ("twin/include", "common", op, "torch_extension"))]
@@ -46,7 +46,9 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> None:
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, OPS))
     library = folder / "libascend_dsv4_torch.so"
-    subprocess.run([compiler(), "-shared", *objects, str(kernels), f"-Wl,-rpath,{kernels.parent}", "-o", str(library)], check=True)
+    linked = [*objects, str(kernels), f"-Wl,-rpath,{kernels.parent}", *(f"-L{path}" for path in library_paths())]
+    linked += ["-ltorch", "-ltorch_cpu", "-lc10"]
+    subprocess.run([compiler(), "-shared", *linked, "-o", str(library)], check=True)
     torch.ops.load_library(str(library))
 
 
