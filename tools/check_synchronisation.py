@@ -6,7 +6,8 @@
 
 A statement is a call of SetFlag, WaitFlag, PipeBarrier, EnQue, DeQue, CrossCoreSetFlag, CrossCoreWaitFlag or SyncAll, or of a
 helper of ours that does nothing but such calls; a set and its wait are deleted one at a time. Each mutant is compiled and runs
-the operator's cases, in every number format, on 1 and on 4 vector cores, until the twin says something or an output differs.
+the operator's cases, in every number format, on 1 and on 4 vector cores, until the twin says something or an output differs;
+then the tests of the kernel's own, `tests/cann_kernels/test_<op>.py`, which also call what no case of the operator does.
 
     reported      the twin says what is wrong
     compiler      without the statement there is no program: a DeQue that declares its tensor
@@ -21,8 +22,10 @@ run as it is.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib
+import io
 import json
 import multiprocessing
 import re
@@ -37,6 +40,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +50,7 @@ from ascend_dsv4.accuracy.operators import dtypes_of as case_dtypes
 from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.registry import dtypes_of, has_implementation
+from ascend_dsv4.twin import kernel_library
 from ascend_dsv4.twin.kernel_library import KERNELS, KernelError, KernelLibrary, build, settings
 
 IMPLEMENTATION = "ascendc-twin"
@@ -54,6 +59,7 @@ EVENT_IDS = ("FetchEventID", "AllocEventID", "ReleaseEventID")
 """What a helper may call beside them."""
 SURVIVORS = Path(__file__).with_name("synchronisation_survivors.json")
 CORES = (1, 4)
+TESTS = Path(__file__).parents[1] / "tests" / "cann_kernels"
 TIMEOUT_SECONDS = 600
 ALARMING = ("survived", "other result")
 
@@ -184,9 +190,11 @@ class Mutants:
             except UnsupportedError as error:
                 lines = str(error).replace(f"{folder}/", "").splitlines()
                 return "compiler", next((line for line in lines if "error:" in line), lines[0])
-        self._wrapper.kernel_library = lambda: library  # type: ignore[attr-defined]
+        for module in (self._wrapper, kernel_library):
+            module.kernel_library = lambda: library  # type: ignore[attr-defined]
         try:
-            return self._run(statement is not None)
+            outcome, said = self._run(statement is not None)
+            return (outcome, said) if statement is None or outcome != "survived" else self._run_tests()
         except CALL_ERRORS as error:
             told = isinstance(error.__cause__, KernelError)
             return ("reported", str(error.__cause__)) if told else ("other result", f"{type(error).__name__}: {error}")
@@ -208,6 +216,18 @@ class Mutants:
                     return "other result", f"run {number}: other bits than those of the whole kernel"
                 number += 1
         return "survived", ""
+
+
+    def _run_tests(self) -> tuple[str, str]:
+        tests = TESTS / f"test_{self.op}.py"
+        if not tests.is_file():
+            return "survived", ""
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            failed = pytest.main(["-q", "-x", "-n0", "-p", "no:cacheprovider", f"--rootdir={TESTS.parents[1]}", str(tests)])
+        if failed != pytest.ExitCode.TESTS_FAILED:
+            return "survived", ""
+        told = next((line for line in printed.getvalue().splitlines() if "KernelError: " in line), "")
+        return ("reported", told.partition("KernelError: ")[2]) if told else ("other result", f"{tests.name} fails")
 
 
 def run_all(mutants: Mutants, chosen: Sequence[Statement], jobs: int) -> Iterator[tuple[Statement, str, str]]:

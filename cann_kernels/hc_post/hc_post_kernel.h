@@ -6,6 +6,7 @@
 #include "kernel_operator.h"
 
 #include "hc_post.h"
+#include "inf_nan_mode.h"
 
 template <typename T>
 class HcPostKernel {
@@ -193,6 +194,7 @@ __aicore__ inline void HcPostRun(GM_ADDR x, GM_ADDR streams, GM_ADDR post, GM_AD
 extern "C" __global__ __aicore__ void hc_post(GM_ADDR x, GM_ADDR streams, GM_ADDR post, GM_ADDR comb, GM_ADDR y, HcPostTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+    const InfNanMode infNanMode;
     if (tiling.dtype == HC_POST_BFLOAT16) {
         HcPostRun<bfloat16_t>(x, streams, post, comb, y, tiling);
     } else if (tiling.dtype == HC_POST_FLOAT16) {

@@ -6,6 +6,7 @@
 #include "kernel_operator.h"
 
 #include "moe_combine.h"
+#include "inf_nan_mode.h"
 #include "rows.h"
 
 template <typename T>
@@ -126,6 +127,7 @@ __aicore__ inline void MoeCombineRun(GM_ADDR rows, GM_ADDR rowOf, GM_ADDR y, con
 extern "C" __global__ __aicore__ void moe_combine(GM_ADDR rows, GM_ADDR rowOf, GM_ADDR y, MoeCombineTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+    const InfNanMode infNanMode;
     if (tiling.dtype == MOE_COMBINE_BFLOAT16) {
         MoeCombineRun<bfloat16_t>(rows, rowOf, y, tiling);
     } else if (tiling.dtype == MOE_COMBINE_FLOAT16) {

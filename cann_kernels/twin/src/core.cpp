@@ -80,7 +80,8 @@ void GmRange::Touch(size_t from, size_t size, bool writes) {
 }
 
 Core::Core(Launch& owner, uint32_t number, bool vector, uint32_t blockIndex, uint32_t subIndex)
-    : launch(owner), index(number), isVector(vector), block(blockIndex), sub(subIndex), counting(Profiling()) {
+    : launch(owner), index(number), isVector(vector), block(blockIndex), sub(subIndex), counting(Profiling()),
+      infNanBefore(owner.Random() % 2 != 0), infNan(infNanBefore) {
     for (uint32_t m = 0; m < kMemories; ++m) {
         if (isVector != (m == static_cast<uint32_t>(Memory::kUb))) continue;
         memories[m].bytes.assign(kMemoryBytes[m], kPoison);
@@ -178,6 +179,10 @@ void Core::CheckEnd() {
         throw TwinError(launch.Describe(*this) + ": the kernel ends with its own vector mask in force; call SetMaskNorm and ResetMask");
     }
     if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
+    if (infNan != infNanBefore) {
+        throw TwinError(launch.Describe(*this) + ": the kernel ends with another bit 48 of the control register than it began with; "
+                        "keep GetCtrlSpr<48, 48>() and put it back");
+    }
     if (!dirtyLines.empty()) {
         throw TwinError(launch.Describe(*this) + ": GlobalTensor::SetValue left a line in the data cache; "
                         "write it back with DataCacheCleanAndInvalid");

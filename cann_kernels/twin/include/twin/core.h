@@ -139,10 +139,12 @@ public:
     float deqScale = 0.0f;  // of Cast int32 -> half
     bool hasDeqScale = false;
     bool atomic = false;  // a DMA accumulation is switched on
+    bool counting;  // for a profile
+    Counters counters;
+    bool infNanBefore, infNan;  // bit 48 of the control register: when the kernel began, drawn from the seed, and now
+    bool infNanSet = false;     // by the kernel
     bool stateSet = false;  // by a TPipe or InitSocState
     std::array<std::array<uint8_t, kPipes>, kPipes> queueEvents{};  // ids that queues hold for a pair of pipes
-    bool counting = false;
-    Counters counters;
     std::string leak;  // first thing that a destructor found wrong
 
     uint16_t Agent(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }

@@ -6,6 +6,7 @@
 // product needs them.
 #pragma once
 
+#include "twin/control.h"
 #include "twin/copy.h"
 #include "twin/cube_types.h"
 
@@ -316,6 +317,7 @@ void Fixpipe(const GlobalTensor<D>& dst, const LocalTensor<C>& src, const Fixpip
                 }
             }
         }
+        twin::Settle<D>(instruction, reinterpret_cast<uint8_t*>(rows.data()), rows.size());
         const uint32_t pieces = rowMajor ? p.mSize : p.nSize / 16, length = rowMajor ? p.nSize : p.mSize * 16;
         const size_t pitch = rowMajor ? p.dstStride * sizeof(D) : size_t{p.dstStride} * twin::kBlock;
         for (uint32_t i = 0; i < pieces; ++i) {

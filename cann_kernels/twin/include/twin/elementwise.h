@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <unordered_map>
 
+#include "twin/control.h"
 #include "twin/mask.h"
 
 namespace AscendC {
@@ -55,7 +56,7 @@ struct Operand {
     /// Bytes from the first to behind the last that `work` may touch.
     uint64_t Reach(const Work& work) const {
         if (work.contiguous) return work.count * sizeof(T);
-        const uint32_t blocks = std::max<uint32_t>(work.lanes * static_cast<uint32_t>(sizeof(T)) / twin::kBlock, 1);
+        const uint32_t blocks = (work.Used() * static_cast<uint32_t>(sizeof(T)) + twin::kBlock - 1) / twin::kBlock;
         return (uint64_t{work.repeats - 1} * repeatStride + uint64_t{blocks - 1} * blockStride + 1) * twin::kBlock;
     }
     uint8_t* Base(const Instruction& instruction) const {
@@ -126,12 +127,12 @@ void RequireNoOverlap(const Instruction& instruction, const Work& work, const Op
     };
     std::unordered_map<int64_t, Place> written;  // by block: the first to write it
     for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
-        for (uint32_t lane = 0; lane < work.lanes; lane += twin::kBlock / sizeof(D)) {
+        for (uint32_t lane = 0; lane < work.Used(); lane += twin::kBlock / sizeof(D)) {
             written.insert({(d.address + dst.At(repeat, lane)) / twin::kBlock, {repeat, lane}});
         }
     }
     for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
-        for (uint32_t lane = 0; lane < work.lanes; lane += twin::kBlock / sizeof(S)) {
+        for (uint32_t lane = 0; lane < work.Used(); lane += twin::kBlock / sizeof(S)) {
             const auto found = written.find((s.address + src.At(repeat, lane)) / twin::kBlock);
             if (found == written.end() || found->second.repeat > repeat) continue;
             const Place place = found->second;
@@ -188,6 +189,11 @@ void Elementwise(Instruction& instruction, const Work& work, bool accumulates, F
     (CheckRead(instruction, work, src), ...);
     CheckWrite(instruction, work, dst);
     Compute(instruction, work, f, dst, src...);
+    if constexpr (sizeof...(S) != 0 && kOneOf<D, half, bfloat16_t>) {
+        AllPieces(dst, work, [&](int64_t offset, uint32_t bytes) {
+            twin::Settle<D>(instruction, dst.Base(instruction) + offset, bytes / sizeof(D));
+        });
+    }
 }
 
 /// Checked bytes of the first `count` elements.

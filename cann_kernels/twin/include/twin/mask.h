@@ -65,6 +65,11 @@ struct Work {
         const uint64_t left = count - uint64_t{repeat} * lanes;
         return Lanes::First(left < lanes ? left : lanes);
     }
+    /// Lanes up to the last that works, in a repeat under a leading mask.
+    uint32_t Used() const {
+        const uint32_t leading = count == 0 ? each.Leading() : 0;
+        return leading != 0 ? leading : lanes;
+    }
     bool Nothing() const { return repeats == 0 || (count == 0 && each.None()); }
 };
 
@@ -104,6 +109,7 @@ template <bool isSetMask, typename M>
 Work MaskedWork(const Instruction& instruction, uint32_t lanes, M mask, int64_t repeats) {
     instruction.Require(repeats >= 0 && repeats <= 255, "repeatTime must be 0..255, got %lld", static_cast<long long>(repeats));
     const auto times = static_cast<uint32_t>(repeats);
+    instruction.Repeats(lanes, times);
     if constexpr (!isSetMask) {
         return ExternalWork(instruction, lanes, times);
     } else {
@@ -127,6 +133,7 @@ Work CountWork(const Instruction& instruction, uint32_t lanes, int64_t count) {
     } else {
         work = ExternalWork(instruction, lanes, 1);
     }
+    instruction.Repeats(lanes, work.repeats);
     return work;
 }
 

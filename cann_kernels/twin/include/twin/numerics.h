@@ -34,21 +34,20 @@ inline uint16_t NarrowToBfloat16(float value, RoundMode mode = RoundMode::CAST_R
     return static_cast<uint16_t>((bits >> 16) + (up ? 1u : 0u));
 }
 
-/// A finite value beyond the range becomes the largest finite one.
 inline uint16_t NarrowToHalf(float value, RoundMode mode = RoundMode::CAST_RINT) {
     const uint32_t bits = FloatToBits(value), magnitude = bits & 0x7fffffffu;
     const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000u);
     if (magnitude > 0x7f800000u) return sign | 0x7e00u;
     if (magnitude == 0x7f800000u) return sign | 0x7c00u;
     const int exponent = static_cast<int>(magnitude >> 23) - 127;
-    if (exponent > 15) return sign | 0x7bffu;
+    if (exponent > 15) return sign | (RoundsUp(mode, sign != 0, true, 3, 2) ? 0x7c00u : 0x7bffu);
     const uint32_t fraction = magnitude >> 23 == 0 ? 0 : (magnitude & 0x7fffffu) | 0x800000u;
     const int shift = exponent >= -14 ? 13 : std::min(13 - 14 - exponent, 26);
     const uint32_t low = fraction & ((1u << shift) - 1u), kept = fraction >> shift;
     uint32_t result = exponent >= -14 ? (static_cast<uint32_t>(exponent + 14) << 10) + kept : kept;
     if (fraction == 0 && magnitude != 0) return sign | (RoundsUp(mode, sign != 0, false, 1, 2) ? 1u : 0u);
     if (RoundsUp(mode, sign != 0, (kept & 1u) != 0, low, 1u << (shift - 1))) ++result;
-    return static_cast<uint16_t>(sign | std::min(result, 0x7bffu));
+    return static_cast<uint16_t>(sign | result);
 }
 
 inline double RoundToIntegral(double value, RoundMode mode) {

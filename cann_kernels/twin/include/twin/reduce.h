@@ -80,7 +80,9 @@ void RequireResultsApart(const Instruction& instruction, const Work& work, const
 
 template <typename T>
 void Put(Instruction& instruction, const LocalTensor<T>& dst, uint64_t element, Wide<T> value) {
-    Save<T>(instruction.Write(dst.span(), static_cast<int64_t>(element * sizeof(T)), sizeof(T), "dst"), value);
+    uint8_t* target = instruction.Write(dst.span(), static_cast<int64_t>(element * sizeof(T)), sizeof(T), "dst");
+    Save<T>(target, value);
+    twin::Settle<T>(instruction, target, 1);
 }
 
 /// An index keeps its bits in an element of the values' width.
