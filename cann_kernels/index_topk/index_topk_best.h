@@ -34,7 +34,7 @@ public:
     __aicore__ inline const AscendC::LocalTensor<float>& Records() const { return records_; }
 
     /// Takes `count` pairs, whose numbers are all higher than any before; of equal scores the lower number stays. What pads
-    /// scores to a multiple of 64 is -inf. Nothing is NaN.
+    /// scores to a multiple of 64 is -inf. Nothing is NaN. Begins with a barrier of its own.
     __aicore__ inline void Add(const AscendC::LocalTensor<float>& scores, const AscendC::LocalTensor<uint32_t>& numbers, uint32_t count,
                                const IndexTopkScratch& scratch)
     {

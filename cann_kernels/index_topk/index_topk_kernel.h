@@ -6,6 +6,8 @@
 #include "index_topk_merge.h"
 #include "index_topk_vector.h"
 
+/// C: type of a product.
+template <typename C>
 __aicore__ inline void IndexTopkRunVector(const IndexTopkGm& gm, const IndexTopkTiling& tiling, IndexTopkPlan* plan, AscendC::TPipe* pipe)
 {
     AscendC::TBuf<AscendC::TPosition::VECCALC> buffer;
@@ -14,28 +16,20 @@ __aicore__ inline void IndexTopkRunVector(const IndexTopkGm& gm, const IndexTopk
     AscendC::CreateVecIndex(memory.ramp, (int32_t)0, INDEX_TOPK_WIDE);
     AscendC::PipeBarrier<PIPE_V>();
     AscendC::Cast(memory.realRamp, memory.ramp, AscendC::RoundMode::CAST_RINT, INDEX_TOPK_WIDE);
+    IndexTopkScan<C> scan;
+    scan.Init(gm, tiling, plan, memory, pipe);
     IndexTopkMerge merge;
     merge.Init(gm, tiling, plan, memory, pipe);
     const uint32_t tokens = tiling.params.numTokens;
     uint32_t parity = 0;
-    const auto run = [&](auto& scan) {
-        scan.Init(gm, tiling, plan, memory, pipe);
-        for (uint32_t token = 0; token < tokens; token += tiling.groupTokens) {
-            const uint32_t count = IndexTopkLeast(tiling.groupTokens, tokens - token);
-            scan.Process(token, count, parity);
-            AscendC::SyncAll();
-            merge.Process(token, count, parity);
-            parity = 1 - parity;
-        }
-        scan.Close();
-    };
-    if (tiling.params.dtype == INDEX_TOPK_INT8) {
-        IndexTopkScan<int32_t> scan;
-        run(scan);
-    } else {
-        IndexTopkScan<float> scan;
-        run(scan);
+    for (uint32_t token = 0; token < tokens; token += tiling.groupTokens) {
+        const uint32_t count = IndexTopkLeast(tiling.groupTokens, tokens - token);
+        scan.Process(token, count, parity);
+        AscendC::SyncAll();
+        merge.Process(token, count, parity);
+        parity = 1 - parity;
     }
+    scan.Close();
 }
 
 template <typename T, typename C>
@@ -57,7 +51,11 @@ extern "C" __global__ __aicore__ void index_topk(GM_ADDR q, GM_ADDR weights, GM_
     plan.Init(positions, reqIdx, candidates, tiling);
     const IndexTopkGm gm = {weights, table, candidates, qScale, keyScale, entries, blocks, ring, lists};
     if ASCEND_IS_AIV {
-        IndexTopkRunVector(gm, tiling, &plan, &pipe);
+        if (tiling.params.dtype == INDEX_TOPK_INT8) {
+            IndexTopkRunVector<int32_t>(gm, tiling, &plan, &pipe);
+        } else {
+            IndexTopkRunVector<float>(gm, tiling, &plan, &pipe);
+        }
     }
     if ASCEND_IS_AIC {
         if (tiling.params.dtype == INDEX_TOPK_INT8) {

@@ -33,7 +33,6 @@ public:
     {
         const uint32_t cores = tiling_.params.numCores * INDEX_TOPK_SIDES;
         const uint32_t outputs = tiling_.params.numCandidates > 0 ? 2 : 1;
-        AscendC::PipeBarrier<PIPE_V>();
         AscendC::Duplicate(memory_.none, (int32_t)-1, (int32_t)INDEX_TOPK_WIDE);
         for (uint32_t job = (uint32_t)AscendC::GetBlockIdx(); job < tokens * outputs; job += cores) {
             const uint32_t inGroup = job / outputs;
@@ -99,7 +98,6 @@ private:
     __aicore__ inline void FirstNumbers(uint32_t count, uint32_t width)
     {
         const uint32_t padded = IndexTopkUp(width, 64);
-        AscendC::PipeBarrier<PIPE_V>();
         AscendC::CompareScalar(memory_.rowBits, memory_.realRamp, (float)(int32_t)count, AscendC::CMPMODE::LT, padded);
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::Select(memory_.row.ReinterpretCast<float>(), memory_.rowBits, memory_.ramp.ReinterpretCast<float>(),
@@ -110,7 +108,6 @@ private:
     __aicore__ inline void Choose(const IndexTopkLists& lists, uint32_t most)
     {
         const AscendC::LocalTensor<float> current = memory_.current;
-        AscendC::PipeBarrier<PIPE_V>();
         AscendC::Duplicate(current, 0.0f, (int32_t)(IndexTopkUp(most, 64) * SORT_RECORD));
         AscendC::Duplicate(memory_.row, (int32_t)-1, (int32_t)INDEX_TOPK_WIDE);
         uint32_t count = 0;
@@ -119,7 +116,7 @@ private:
             uint16_t lengths[4] = {(uint16_t)count, 0, 0, 0};
             uint32_t sources = 1;
             uint32_t sum = count;
-            Signal<AscendC::HardEvent::V_MTE2>();
+            Signal<AscendC::HardEvent::V_MTE2>();  // with the event behind the copies, also a barrier for vector instructions
             for (; sources < 4 && done < lists.total; ++sources) {
                 const uint32_t behind = IndexTopkLeast(lists.perList, lists.total - done);
                 const uint32_t length = IndexTopkLeast(behind, most);
@@ -132,7 +129,6 @@ private:
                 done += behind;
             }
             Signal<AscendC::HardEvent::MTE2_V>();
-            AscendC::PipeBarrier<PIPE_V>();
             count = IndexTopkLeast(sum, most);
             if (sources == 2 && lengths[0] == 0) {
                 IndexTopkMove(current, Incoming(0), count * SORT_RECORD);

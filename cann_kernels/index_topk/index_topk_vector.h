@@ -92,7 +92,6 @@ private:
         // Of eight entries the reduction has left one.
         const uint32_t width = size % 8 == 0 ? size / 8 : size;
         AscendC::Muls(memory_.blockOffset, memory_.ramp, (int32_t)(width * sizeof(float)), (int32_t)(INDEX_TOPK_CHUNK / 2));
-        AscendC::PipeBarrier<PIPE_V>();
     }
 
     /// Goes through the products of one item. The other side may have more of them, or fewer.
@@ -227,7 +226,6 @@ private:
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::Select(scores[last], memory_.lastBits, scores[last], -INDEX_TOPK_INFINITY, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE,
                         INDEX_TOPK_TILE);
-        AscendC::PipeBarrier<PIPE_V>();
         const IndexTopkScratch scratch = {memory_.a, memory_.b, memory_.merged, memory_.bits};
         if (item.wantsEntries) {
             entries_.Add(scores, memory_.numbers.ReinterpretCast<uint32_t>(), count, scratch);
@@ -318,7 +316,6 @@ private:
         AscendC::PipeBarrier<PIPE_V>();
         if (width == 1) {
             IndexTopkMove(best, from, blocks);
-            AscendC::PipeBarrier<PIPE_V>();
             return;
         }
         const AscendC::LocalTensor<uint32_t> offsets = memory_.blockOffset.ReinterpretCast<uint32_t>();
@@ -339,7 +336,6 @@ private:
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::Select(scores[last], memory_.lastBits, scores[last], -INDEX_TOPK_INFINITY, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE,
                         INDEX_TOPK_TILE);
-        AscendC::PipeBarrier<PIPE_V>();
     }
 
     /// Writes the lists of an item to their place.

@@ -7,218 +7,9 @@
 #include "kernel_operator.h"
 
 #include "moe_dispatch.h"
+#include "moe_dispatch_plan.h"
+#include "moe_dispatch_quantize.h"
 #include "rows.h"
-
-/// The first two phases.
-class MoeDispatchPlan {
-public:
-    __aicore__ inline void Init(GM_ADDR ids, GM_ADDR weights, GM_ADDR rowWeights, GM_ADDR counts, GM_ADDR rowOf, GM_ADDR rankCounts,
-                                GM_ADDR workspace, const MoeDispatchTiling& tiling, AscendC::TPipe* pipe)
-    {
-        tiling_ = tiling;
-        pipe_ = pipe;
-        ids_.SetGlobalBuffer((__gm__ int32_t*)ids);
-        weights_.SetGlobalBuffer((__gm__ float*)weights);
-        rowWeights_.SetGlobalBuffer((__gm__ float*)rowWeights);
-        counts_.SetGlobalBuffer((__gm__ int32_t*)counts);
-        rowOf_.SetGlobalBuffer((__gm__ int32_t*)rowOf);
-        rankCounts_.SetGlobalBuffer((__gm__ int32_t*)rankCounts);
-        histograms_.SetGlobalBuffer((__gm__ int32_t*)workspace);
-        tokens_ = RunOfBlock(tiling_.numTokens, tiling_.tokensPerBlock);
-        const uint32_t counters = tiling_.expertLanes * sizeof(int32_t);
-        pipe->InitBuffer(idsBuf_, MOE_DISPATCH_CHUNK * sizeof(int32_t));
-        pipe->InitBuffer(rowOfBuf_, MOE_DISPATCH_CHUNK * sizeof(int32_t));
-        pipe->InitBuffer(weightQue_, 1, MOE_DISPATCH_CHUNK * sizeof(float));
-        pipe->InitBuffer(spreadQue_, 1, MOE_DISPATCH_CHUNK * 32);
-        pipe->InitBuffer(histogramQue_, 2, MOE_DISPATCH_HISTOGRAM_LANES * sizeof(int32_t));
-        pipe->InitBuffer(totalBuf_, counters);
-        pipe->InitBuffer(beforeBuf_, counters);
-        pipe->InitBuffer(nextBuf_, counters);
-    }
-
-    /// Phase 1: this core's histogram goes to the workspace.
-    __aicore__ inline void Count()
-    {
-        AscendC::LocalTensor<int32_t> ids = idsBuf_.Get<int32_t>();
-        AscendC::LocalTensor<int32_t> histogram = totalBuf_.Get<int32_t>();
-        AscendC::Duplicate(histogram, (int32_t)0, (int32_t)tiling_.expertLanes);
-        Handover<AscendC::HardEvent::V_S>(pipe_);
-        for (uint64_t token = tokens_.begin; token < tokens_.end; token += tiling_.tokensPerChunk) {
-            const uint32_t choices = ChoicesOfChunk(token);
-            StageScalars(ids, ids_[token * tiling_.topk], choices, pipe_);
-            for (uint32_t i = 0; i < choices; ++i) {
-                const int32_t expert = ids.GetValue(i);
-                if (IsSent(expert)) histogram.SetValue(expert, histogram.GetValue(expert) + 1);
-            }
-        }
-        Handover<AscendC::HardEvent::S_MTE3>(pipe_);
-        AscendC::DataCopy(histograms_[(uint64_t)AscendC::GetBlockIdx() * tiling_.expertLanes], histogram, tiling_.expertLanes);
-    }
-
-    /// Phase 2: rows of the choices of this core's tokens, and their weights at those rows.
-    __aicore__ inline void Place()
-    {
-        SumHistograms();
-        FindFirstRows();
-        AscendC::LocalTensor<int32_t> ids = idsBuf_.Get<int32_t>();
-        AscendC::LocalTensor<int32_t> rowOf = rowOfBuf_.Get<int32_t>();
-        for (uint64_t token = tokens_.begin; token < tokens_.end; token += tiling_.tokensPerChunk) {
-            const uint32_t choices = ChoicesOfChunk(token);
-            SpreadWeights(token, choices);
-            StageScalars(ids, ids_[token * tiling_.topk], choices, pipe_);
-            PlaceChunk(ids, rowOf, choices);
-            Handover<AscendC::HardEvent::S_MTE3>(pipe_);
-            AscendC::DataCopyPad(rowOf_[token * tiling_.topk], rowOf,
-                                 AscendC::DataCopyExtParams(1, choices * (uint32_t)sizeof(int32_t), 0, 0, 0));
-            Handover<AscendC::HardEvent::MTE3_S>(pipe_);
-        }
-    }
-
-    /// For the last phase: experts and rows of the choices from `token` on, as scalars. Returns the first token not staged.
-    __aicore__ inline uint32_t Stage(uint32_t token)
-    {
-        const uint32_t tokens = SmallerOf(tiling_.numTokens - token, tiling_.tokensPerChunk);
-        const uint64_t first = (uint64_t)token * tiling_.topk;
-        if (tiling_.hasSmooth != 0) StageScalars(idsBuf_.Get<int32_t>(), ids_[first], tokens * tiling_.topk, pipe_);
-        StageScalars(rowOfBuf_.Get<int32_t>(), rowOf_[first], tokens * tiling_.topk, pipe_);
-        staged_ = token;
-        return token + tokens;
-    }
-
-    /// Row of a choice of a staged token, -1 for none.
-    __aicore__ inline int32_t RowOf(uint32_t token, uint32_t choice)
-    {
-        return rowOfBuf_.Get<int32_t>().GetValue((token - staged_) * tiling_.topk + choice);
-    }
-
-    __aicore__ inline int32_t ExpertOf(uint32_t token, uint32_t choice)
-    {
-        return idsBuf_.Get<int32_t>().GetValue((token - staged_) * tiling_.topk + choice);
-    }
-
-private:
-    __aicore__ inline bool IsSent(int32_t expert) const
-    {
-        return expert >= (int32_t)tiling_.firstExpert && expert < (int32_t)tiling_.endExpert;
-    }
-
-    __aicore__ inline uint32_t ChoicesOfChunk(uint64_t token) const
-    {
-        return SmallerOf((uint32_t)(tokens_.end - token), tiling_.tokensPerChunk) * tiling_.topk;
-    }
-
-    /// Over all cores, and over the cores before this one.
-    __aicore__ inline void SumHistograms()
-    {
-        const uint32_t lanes = tiling_.expertLanes;
-        const uint32_t self = (uint32_t)AscendC::GetBlockIdx();
-        const uint32_t most = MOE_DISPATCH_HISTOGRAM_LANES / lanes;
-        AscendC::LocalTensor<int32_t> total = totalBuf_.Get<int32_t>();
-        AscendC::LocalTensor<int32_t> before = beforeBuf_.Get<int32_t>();
-        AscendC::Duplicate(total, (int32_t)0, (int32_t)lanes);
-        AscendC::Duplicate(before, (int32_t)0, (int32_t)lanes);
-        for (uint32_t block = 0; block < tiling_.numBlocks; block += most) {
-            const uint32_t blocks = SmallerOf(tiling_.numBlocks - block, most);
-            AscendC::LocalTensor<int32_t> rows = histogramQue_.AllocTensor<int32_t>();
-            AscendC::DataCopy(rows, histograms_[(uint64_t)block * lanes], blocks * lanes);
-            histogramQue_.EnQue(rows);
-            rows = histogramQue_.DeQue<int32_t>();
-            for (uint32_t i = 0; i < blocks; ++i) {
-                AscendC::PipeBarrier<PIPE_V>();
-                AscendC::Add(total, total, rows[i * lanes], (int32_t)lanes);
-                if (block + i < self) AscendC::Add(before, before, rows[i * lanes], (int32_t)lanes);
-            }
-            histogramQue_.FreeTensor(rows);
-        }
-    }
-
-    /// First row of each expert's next choice of this core. The first core hands out the counts.
-    __aicore__ inline void FindFirstRows()
-    {
-        AscendC::LocalTensor<int32_t> total = totalBuf_.Get<int32_t>();
-        AscendC::LocalTensor<int32_t> next = nextBuf_.Get<int32_t>();
-        Handover<AscendC::HardEvent::V_S>(pipe_);
-        int32_t row = 0;
-        for (uint32_t expert = 0; expert < tiling_.expertLanes; ++expert) {
-            next.SetValue(expert, row);
-            row += total.GetValue(expert);
-        }
-        if (AscendC::GetBlockIdx() == 0) WriteCounts(total, next);
-        Handover<AscendC::HardEvent::S_V>(pipe_);
-        AscendC::Add(next, next, beforeBuf_.Get<int32_t>(), (int32_t)tiling_.expertLanes);
-        Handover<AscendC::HardEvent::V_S>(pipe_);
-    }
-
-    /// `first` holds the first row of each expert.
-    __aicore__ inline void WriteCounts(const AscendC::LocalTensor<int32_t>& total, const AscendC::LocalTensor<int32_t>& first)
-    {
-        AscendC::DataCopyPad(counts_, total, AscendC::DataCopyExtParams(1, tiling_.numExperts * (uint32_t)sizeof(int32_t), 0, 0, 0));
-        if (tiling_.expertsPerRank == 0) return;
-        AscendC::LocalTensor<int32_t> ranks = rowOfBuf_.Get<int32_t>();
-        const uint32_t numRanks = tiling_.numExperts / tiling_.expertsPerRank;
-        for (uint32_t rank = 0; rank < numRanks; ++rank) {
-            const uint32_t last = (rank + 1) * tiling_.expertsPerRank - 1;
-            const int32_t end = first.GetValue(last) + total.GetValue(last);
-            ranks.SetValue(rank, end - first.GetValue(rank * tiling_.expertsPerRank));
-        }
-        Handover<AscendC::HardEvent::S_MTE3>(pipe_);
-        AscendC::DataCopyPad(rankCounts_, ranks, AscendC::DataCopyExtParams(1, numRanks * (uint32_t)sizeof(int32_t), 0, 0, 0));
-        Handover<AscendC::HardEvent::MTE3_S>(pipe_);
-    }
-
-    /// A copy to global memory starts at a multiple of 32 bytes, so each weight gets a block of its own.
-    __aicore__ inline void SpreadWeights(uint64_t token, uint32_t choices)
-    {
-        AscendC::LocalTensor<float> weights = weightQue_.AllocTensor<float>();
-        AscendC::DataCopyPad(weights, weights_[token * tiling_.topk],
-                             AscendC::DataCopyExtParams(1, choices * (uint32_t)sizeof(float), 0, 0, 0),
-                             AscendC::DataCopyPadExtParams<float>(true, 0, (uint8_t)((8 - choices % 8) % 8), 0.0f));
-        weightQue_.EnQue(weights);
-        weights = weightQue_.DeQue<float>();
-        AscendC::LocalTensor<float> spread = spreadQue_.AllocTensor<float>();
-        AscendC::Brcb(spread, weights, (uint8_t)((choices + 7) / 8), AscendC::BrcbRepeatParams(1, 8));
-        weightQue_.FreeTensor(weights);
-        spreadQue_.EnQue(spread);
-    }
-
-    __aicore__ inline void PlaceChunk(const AscendC::LocalTensor<int32_t>& ids, const AscendC::LocalTensor<int32_t>& rowOf, uint32_t choices)
-    {
-        AscendC::LocalTensor<int32_t> next = nextBuf_.Get<int32_t>();
-        AscendC::LocalTensor<float> spread = spreadQue_.DeQue<float>();
-        const AscendC::DataCopyExtParams oneValue(1, (uint32_t)sizeof(float), 0, 0, 0);
-        for (uint32_t i = 0; i < choices; ++i) {
-            const int32_t expert = ids.GetValue(i);
-            int32_t row = -1;
-            if (IsSent(expert)) {
-                row = next.GetValue(expert);
-                next.SetValue(expert, row + 1);
-                AscendC::DataCopyPad(rowWeights_[row], spread[i * 8], oneValue);
-            }
-            rowOf.SetValue(i, row);
-        }
-        spreadQue_.FreeTensor(spread);
-    }
-
-    MoeDispatchTiling tiling_;
-    AscendC::TPipe* pipe_;
-    ItemRun tokens_;
-    uint32_t staged_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> idsBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> rowOfBuf_;
-    AscendC::TQue<AscendC::TPosition::VECIN, 1> weightQue_;
-    AscendC::TQue<AscendC::TPosition::VECOUT, 1> spreadQue_;
-    AscendC::TQue<AscendC::TPosition::VECIN, 1> histogramQue_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> totalBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> beforeBuf_;
-    AscendC::TBuf<AscendC::TPosition::VECCALC> nextBuf_;
-    AscendC::GlobalTensor<int32_t> ids_;
-    AscendC::GlobalTensor<float> weights_;
-    AscendC::GlobalTensor<float> rowWeights_;
-    AscendC::GlobalTensor<int32_t> counts_;
-    AscendC::GlobalTensor<int32_t> rowOf_;
-    AscendC::GlobalTensor<int32_t> rankCounts_;
-    AscendC::GlobalTensor<int32_t> histograms_;
-};
 
 /// The last phase when rows are copied as they are. T is any type of their width.
 template <typename T>
@@ -273,6 +64,24 @@ private:
     AscendC::GlobalTensor<T> rows_;
 };
 
+template <typename T>
+__aicore__ inline void MoeDispatchQuantizeRun(GM_ADDR x, GM_ADDR smooth, GM_ADDR rows, GM_ADDR scales, const MoeDispatchTiling& tiling,
+                                              MoeDispatchPlan& plan, AscendC::TPipe* pipe)
+{
+    MoeDispatchQuantize<T> quantize;
+    quantize.Init(x, smooth, rows, scales, tiling, pipe);
+    quantize.Process(plan);
+}
+
+template <typename T>
+__aicore__ inline void MoeDispatchCopyRun(GM_ADDR x, GM_ADDR rows, const MoeDispatchTiling& tiling, MoeDispatchPlan& plan,
+                                          AscendC::TPipe* pipe)
+{
+    MoeDispatchCopy<T> copy;
+    copy.Init(x, rows, tiling, pipe);
+    copy.Process(plan);
+}
+
 extern "C" __global__ __aicore__ void moe_dispatch(GM_ADDR x, GM_ADDR ids, GM_ADDR weights, GM_ADDR smooth, GM_ADDR rows,
                                                    GM_ADDR rowWeights, GM_ADDR counts, GM_ADDR rowOf, GM_ADDR rankCounts, GM_ADDR scales,
                                                    GM_ADDR workspace, MoeDispatchTiling tiling)
@@ -285,13 +94,15 @@ extern "C" __global__ __aicore__ void moe_dispatch(GM_ADDR x, GM_ADDR ids, GM_AD
     AscendC::SyncAll();
     plan.Place();
     AscendC::SyncAll();
-    if (tiling.dtype == MOE_DISPATCH_FLOAT32) {
-        MoeDispatchCopy<uint32_t> copy;
-        copy.Init(x, rows, tiling, &pipe);
-        copy.Process(plan);
+    if (tiling.quantize == 0 && tiling.dtype == MOE_DISPATCH_FLOAT32) {
+        MoeDispatchCopyRun<uint32_t>(x, rows, tiling, plan, &pipe);
+    } else if (tiling.quantize == 0) {
+        MoeDispatchCopyRun<uint16_t>(x, rows, tiling, plan, &pipe);
+    } else if (tiling.dtype == MOE_DISPATCH_FLOAT32) {
+        MoeDispatchQuantizeRun<float>(x, smooth, rows, scales, tiling, plan, &pipe);
+    } else if (tiling.dtype == MOE_DISPATCH_BFLOAT16) {
+        MoeDispatchQuantizeRun<bfloat16_t>(x, smooth, rows, scales, tiling, plan, &pipe);
     } else {
-        MoeDispatchCopy<uint16_t> copy;
-        copy.Init(x, rows, tiling, &pipe);
-        copy.Process(plan);
+        MoeDispatchQuantizeRun<half>(x, smooth, rows, scales, tiling, plan, &pipe);
     }
 }

@@ -162,7 +162,7 @@ CASES = (
     Case(
         "long-restricted",
         "boundary",
-        lambda rng: restricted(rng, Step(((9000, 2),)), 300, ratio=1, candidate_block=8, block_rows=64, num_candidates=1200),
+        lambda rng: restricted(rng, Step(((9000, 2),)), 140, ratio=1, candidate_block=8, block_rows=64, num_candidates=1200),
     ),
     Case("ties", "hostile", ties),
     Case("tied-blocks", "hostile", tied_blocks),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ascend_dsv4.errors import UnsupportedError
-from ascend_dsv4.ops.moe_dispatch.ascendc import moe_dispatch
+from ascend_dsv4.ops.moe_dispatch.ascendc import dispatch_rows, moe_dispatch
 from ascend_dsv4.ops.moe_dispatch.reference import moe_dispatch as reference
 from ascend_dsv4.twin.kernel_library import settings
 
@@ -52,3 +52,89 @@ def test_refuses_what_the_kernel_does_not_have():
         moe_dispatch(x, ids, weights, num_experts=1025)
     with pytest.raises(UnsupportedError, match="float64"):
         moe_dispatch(x.double(), ids, weights, num_experts=5)
+
+
+def quantized(values):
+    """Rows of float32 → int8 and scales."""
+    amax = values.abs().amax(1)
+    factor = torch.where(amax > 0, torch.tensor(127.0) / amax, 0)  # 127 / amax would be 127 times a reciprocal
+    return torch.round(values * factor[:, None]).nan_to_num(0).to(torch.int8), amax / 127
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smoothed", [False, True])
+@pytest.mark.parametrize("shape", [(7, 3, 6, 20), (66, 6, 256, 64), (2, 2, 3, 8192)], ids=str)
+def test_quantized_rows(dtype, smoothed, shape):
+    """The same bits as the rounding of the rows that moe_dispatch sends, times the factors of their experts."""
+    x, ids, weights = drawn(*shape, dtype)
+    x[0] = 0
+    num_experts = shape[2]
+    smooth = torch.rand(num_experts, shape[3]) + 0.5 if smoothed else None
+    rows, *others = reference(x, ids, weights, num_experts=num_experts)
+    sent = int(others[1].sum())
+    values = rows[:sent].float()
+    if smooth is not None:
+        values = values * smooth.repeat_interleave(others[1], 0)
+    wanted_rows, wanted_scales = quantized(values)
+    for seed, cores in enumerate((1, 3, 24)):
+        with settings(seed=seed, vector_cores=cores):
+            done = dispatch_rows(x, ids, weights, num_experts=num_experts, quantize=True, smooth=smooth)
+        assert torch.equal(done.rows[:sent], wanted_rows)
+        assert torch.equal(done.scales[:sent], wanted_scales)
+        assert_same((rows, *done[1:4]), (rows, *others))
+
+
+def test_ties_are_rounded_to_even():
+    """Halves between two steps: with amax 127 a step is 1."""
+    x = torch.tensor([[127, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 126.5]])
+    done = dispatch_rows(x, torch.zeros(1, 1, dtype=torch.int32), torch.ones(1, 1), num_experts=1, quantize=True)
+    assert done.rows.tolist() == [[127, 0, 2, 2, 0, -2, -126, 126]]
+    assert done.scales.tolist() == [1.0]
+
+
+def test_inf_and_nan_show_in_the_scale():
+    x = torch.ones(3, 8)
+    x[1, 3], x[2, 5] = torch.inf, torch.nan
+    done = dispatch_rows(x, torch.zeros(3, 1, dtype=torch.int32), torch.ones(3, 1), num_experts=1, quantize=True)
+    assert done.scales[0] == torch.tensor(1 / 127)
+    assert done.scales[1].isinf()
+    assert done.scales[2].isnan()
+
+
+@pytest.mark.parametrize("num_ranks", [1, 4, 64, 256])
+def test_counts_of_ranks(num_ranks):
+    x, ids, weights = drawn(100, 6, 256, 16)
+    counts = torch.bincount(ids[ids >= 0], minlength=256)
+    done = dispatch_rows(x, ids, weights, num_experts=256, num_ranks=num_ranks)
+    assert done.rank_counts.tolist() == counts.reshape(num_ranks, -1).sum(1).tolist()
+    assert_same(done[:4], reference(x, ids, weights, num_experts=256))
+
+
+@pytest.mark.parametrize("expert_range", [(0, 0), (3, 9), (0, 20), (19, 20)])
+def test_local_experts(expert_range):
+    """Choices of experts that are held elsewhere send nothing."""
+    x, ids, weights = drawn(50, 4, 20, 24)
+    first, end = expert_range
+    wanted = reference(x, torch.where((ids >= first) & (ids < end), ids, -1), weights, num_experts=20)
+    assert_same(dispatch_rows(x, ids, weights, num_experts=20, expert_range=expert_range)[:4], wanted)
+
+
+def test_decode_of_v4_flash():
+    """64 tokens, 6 of 256 experts, 4096 columns, in int8, on the 48 vector cores of a chip."""
+    x, ids, weights = drawn(64, 6, 256, 4096, torch.bfloat16)
+    with settings(vector_cores=48):
+        done = dispatch_rows(x, ids, weights, num_experts=256, num_ranks=8, quantize=True)
+    sent = int((ids >= 0).sum())
+    assert torch.equal(done.rows[:sent], quantized(reference(x, ids, weights, num_experts=256)[0][:sent].float())[0])
+
+
+def test_refuses_arguments_that_do_not_fit():
+    x, ids, weights = drawn(3, 2, 5, 16)
+    with pytest.raises(ValueError, match="3 ranks"):
+        dispatch_rows(x, ids, weights, num_experts=5, num_ranks=3)
+    with pytest.raises(ValueError, match="experts 4 to 2"):
+        dispatch_rows(x, ids, weights, num_experts=5, expert_range=(4, 2))
+    with pytest.raises(ValueError, match="without quantize"):
+        dispatch_rows(x, ids, weights, num_experts=5, smooth=torch.ones(5, 16))
+    with pytest.raises(UnsupportedError, match="8200 columns"):
+        dispatch_rows(torch.zeros(3, 8200), ids, weights, num_experts=5, quantize=True)

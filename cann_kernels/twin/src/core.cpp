@@ -178,7 +178,7 @@ void Core::CheckEnd() {
     if (!mask.Default()) {
         throw TwinError(launch.Describe(*this) + ": the kernel ends with its own vector mask in force; call SetMaskNorm and ResetMask");
     }
-    if (atomic) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
+    if (atomic != Atomic::kOff) throw TwinError(launch.Describe(*this) + ": the kernel ends with DMA accumulation on; call DisableDmaAtomic");
     if (infNan != infNanBefore) {
         throw TwinError(launch.Describe(*this) + ": the kernel ends with another bit 48 of the control register than it began with; "
                         "keep GetCtrlSpr<48, 48>() and put it back");

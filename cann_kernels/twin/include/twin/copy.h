@@ -30,24 +30,41 @@ const uint8_t* Bytes(const GlobalTensor<T>& tensor) {
     return twin::HostBytes(tensor.GetPhyAddr());
 }
 
-/// DMA accumulation in the type that SetAtomicAdd was given.
+/// Names a type at run time.
 template <typename T>
-void Accumulate(uint8_t* target, const uint8_t* source, size_t bytes) {
+inline constexpr char kTypeTag = 0;
+
+/// What the DMA unit writes where `old` is and `now` comes.
+template <typename T>
+T Merged(twin::Atomic atomic, T old, T now) {
+    if constexpr (std::is_integral_v<T>) {
+        if (atomic == twin::Atomic::kAdd) return static_cast<T>(static_cast<uint32_t>(old) + static_cast<uint32_t>(now));
+        return (atomic == twin::Atomic::kMax) == (now > old) ? now : old;
+    } else {
+        const float a = twin::Widen(old), b = twin::Widen(now);
+        if (atomic == twin::Atomic::kAdd) return twin::Narrow<T>(a + b);
+        return (atomic == twin::Atomic::kMax) == (b > a) ? now : old;
+    }
+}
+
+template <typename T>
+void Accumulate(const twin::Instruction& instruction, uint8_t* target, const uint8_t* source, size_t bytes) {
+    const twin::Core& core = instruction.core();
+    instruction.Require(core.atomicType == &kTypeTag<T>, "DMA accumulation was set for another element type than that of this copy");
     for (size_t at = 0; at < bytes; at += sizeof(T)) {
-        T sum, add;
-        std::memcpy(&sum, target + at, sizeof(T));
-        std::memcpy(&add, source + at, sizeof(T));
-        if constexpr (std::is_integral_v<T>) sum = static_cast<T>(sum + add);
-        else sum = twin::Narrow<T>(twin::Widen(sum) + twin::Widen(add));
-        std::memcpy(target + at, &sum, sizeof(T));
+        T old, now;
+        std::memcpy(&old, target + at, sizeof(T));
+        std::memcpy(&now, source + at, sizeof(T));
+        old = Merged(core.atomic, old, now);
+        std::memcpy(target + at, &old, sizeof(T));
     }
 }
 
 template <typename T>
 void StoreBytes(twin::Instruction& instruction, uint8_t* dst, const uint8_t* source, size_t bytes) {
-    const bool atomic = instruction.core().atomic;
+    const bool atomic = instruction.core().atomic != twin::Atomic::kOff;
     uint8_t* target = instruction.WriteGm(dst, bytes, "dst", atomic);
-    if (atomic) Accumulate<T>(target, source, bytes);
+    if (atomic) Accumulate<T>(instruction, target, source, bytes);
     else std::memcpy(target, source, bytes);
 }
 
@@ -158,12 +175,31 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src, const Da
     }
 }
 
+namespace detail {
+
+template <typename T>
+void SetAtomic(twin::Atomic atomic) {
+    static_assert(twin::kOneOf<T, int8_t, int16_t, half, bfloat16_t, int32_t, float>, "no DMA accumulation in this type on 2201");
+    twin::Current().atomic = atomic;
+    twin::Current().atomicType = &kTypeTag<T>;
+}
+
+}  // namespace detail
+
+/// From here on copies to global memory add to what is there, or keep the larger or smaller, until DisableDmaAtomic.
 template <typename T>
 void SetAtomicAdd() {
-    static_assert(twin::kOneOf<T, int8_t, int16_t, half, bfloat16_t, int32_t, float>, "no DMA accumulation in this type on 2201");
-    twin::Current().atomic = true;
+    detail::SetAtomic<T>(twin::Atomic::kAdd);
 }
-inline void DisableDmaAtomic() { twin::Current().atomic = false; }
-inline void SetAtomicNone() { twin::Current().atomic = false; }
+template <typename T>
+void SetAtomicMax() {
+    detail::SetAtomic<T>(twin::Atomic::kMax);
+}
+template <typename T>
+void SetAtomicMin() {
+    detail::SetAtomic<T>(twin::Atomic::kMin);
+}
+inline void DisableDmaAtomic() { twin::Current().atomic = twin::Atomic::kOff; }
+inline void SetAtomicNone() { DisableDmaAtomic(); }
 
 }  // namespace AscendC

@@ -113,6 +113,8 @@ struct VectorMask {
     bool Default() const { return !counter && high == ~uint64_t{0} && low == ~uint64_t{0}; }
 };
 
+enum class Atomic : uint8_t { kOff, kAdd, kMax, kMin };
+
 class Launch;
 
 class Core {
@@ -138,8 +140,9 @@ public:
     VectorMask mask;
     float deqScale = 0.0f;  // of Cast int32 -> half
     bool hasDeqScale = false;
-    bool atomic = false;  // a DMA accumulation is switched on
-    bool counting;  // for a profile
+    Atomic atomic = Atomic::kOff;      // what DMA writes to global memory do
+    const void* atomicType = nullptr;  // the type they were set for
+    bool counting;                     // for a profile
     Counters counters;
     bool infNanBefore, infNan;  // bit 48 of the control register: when the kernel began, drawn from the seed, and now
     bool infNanSet = false;     // by the kernel

@@ -4,7 +4,7 @@
 #pragma once
 
 #include <algorithm>
-#include <unordered_map>
+#include <functional>
 
 #include "twin/control.h"
 #include "twin/mask.h"
@@ -42,27 +42,32 @@ void Save(uint8_t* address, V value) {
     }
 }
 
-/// A tensor and the strides, in blocks of 32 bytes, between its blocks and between its repeats.
-template <typename T>
-struct Operand {
-    const LocalTensor<T>& tensor;
+/// What a tensor is to an instruction: where it lies, how wide its elements are, and the strides, in blocks of 32 bytes, between its
+/// blocks and between its repeats.
+struct Walk {
+    const twin::LocalSpan& span;
     const char* name;
-    uint32_t blockStride = 1, repeatStride = 8;
+    uint32_t element, blockStride, repeatStride;
 
     int64_t At(uint32_t repeat, uint32_t lane) const {
-        const uint32_t byte = lane * static_cast<uint32_t>(sizeof(T));
+        const uint32_t byte = lane * element;
         return (int64_t{repeat} * repeatStride + int64_t{byte / twin::kBlock} * blockStride) * twin::kBlock + byte % twin::kBlock;
     }
     /// Bytes from the first to behind the last that `work` may touch.
     uint64_t Reach(const Work& work) const {
-        if (work.contiguous) return work.count * sizeof(T);
-        const uint32_t blocks = (work.Used() * static_cast<uint32_t>(sizeof(T)) + twin::kBlock - 1) / twin::kBlock;
+        if (work.contiguous) return work.count * element;
+        const uint32_t blocks = (work.Used() * element + twin::kBlock - 1) / twin::kBlock;
         return (uint64_t{work.repeats - 1} * repeatStride + uint64_t{blocks - 1} * blockStride + 1) * twin::kBlock;
     }
     uint8_t* Base(const Instruction& instruction) const {
-        twin::LocalMemory& memory = instruction.core().memories[static_cast<uint32_t>(tensor.span().memory)];
-        return memory.bytes.data() + tensor.span().address;
+        return instruction.core().memories[static_cast<uint32_t>(span.memory)].bytes.data() + span.address;
     }
+};
+
+template <typename T>
+struct Operand : Walk {
+    Operand(const LocalTensor<T>& tensor, const char* operand, uint32_t blocks = 1, uint32_t repeats = 8)
+        : Walk{tensor.span(), operand, sizeof(T), blocks, repeats} {}
 };
 
 template <typename T>
@@ -70,78 +75,16 @@ Operand<T> Flat(const LocalTensor<T>& tensor, const char* name) {
     return {tensor, name};
 }
 
-/// Calls `touch(offset, bytes)` for every piece of memory that the working lanes of one repeat lie in.
-template <typename T, typename F>
-void Pieces(const Operand<T>& operand, const Lanes& lanes, uint32_t width, uint32_t repeat, F touch) {
-    if (lanes.None()) return;
-    if (const uint32_t leading = lanes.Leading(); leading != 0 && operand.blockStride == 1) {
-        return touch(operand.At(repeat, 0), leading * static_cast<uint32_t>(sizeof(T)));
-    }
-    const uint32_t perBlock = std::min<uint32_t>(twin::kBlock / sizeof(T), width);
-    for (uint32_t first = 0; first < width; first += perBlock) {
-        uint64_t bits = lanes.Part(first, perBlock);
-        for (uint32_t lane = first; bits != 0;) {
-            const auto skip = static_cast<uint32_t>(__builtin_ctzll(bits));
-            lane += skip, bits >>= skip;
-            const auto run = static_cast<uint32_t>(__builtin_ctzll(~bits));
-            touch(operand.At(repeat, lane), run * static_cast<uint32_t>(sizeof(T)));
-            lane += run, bits >>= run;
-        }
-    }
-}
+/// Calls `touch(offset, bytes)` for every piece of memory that the working lanes of the operand lie in.
+void ForPieces(const Walk& operand, const Work& work, const std::function<void(int64_t, uint32_t)>& touch);
 
-/// The same for all repeats.
-template <typename T, typename F>
-void AllPieces(const Operand<T>& operand, const Work& work, F touch) {
-    const auto whole = static_cast<uint32_t>(work.lanes * sizeof(T));
-    const bool dense = operand.blockStride == 1 && operand.repeatStride * twin::kBlock == whole;
-    if (work.contiguous || (dense && work.count != 0)) return touch(0, static_cast<uint32_t>(work.count * sizeof(T)));
-    if (dense && work.each.Leading() == work.lanes) return touch(0, work.repeats * whole);
-    const uint32_t repeats = operand.repeatStride == 0 && work.count == 0 ? 1 : work.repeats;
-    for (uint32_t repeat = 0; repeat < repeats; ++repeat) Pieces(operand, work.Of(repeat), work.lanes, repeat, touch);
-}
-
-template <typename T>
-void CheckRead(Instruction& instruction, const Work& work, const Operand<T>& source) {
-    AllPieces(source, work, [&](int64_t offset, uint32_t bytes) { instruction.Read(source.tensor.span(), offset, bytes, source.name); });
-}
-
-template <typename T>
-void CheckWrite(Instruction& instruction, const Work& work, const Operand<T>& target) {
-    AllPieces(target, work, [&](int64_t offset, uint32_t bytes) { instruction.Write(target.tensor.span(), offset, bytes, target.name); });
-}
+/// Every byte that the working lanes of the operand lie in passes through the instruction's checks.
+void CheckRead(Instruction& instruction, const Work& work, const Walk& source);
+void CheckWrite(Instruction& instruction, const Work& work, const Walk& target);
 
 /// Inside one repeat dst is a source exactly or lies apart from it, and no repeat reads what an earlier one has written;
 /// `accumulates` is the case that the device documents: dst is the second source and one of the two stays in place.
-template <typename D, typename S>
-void RequireNoOverlap(const Instruction& instruction, const Work& work, const Operand<D>& dst, const Operand<S>& src, bool accumulates = false) {
-    const auto &d = dst.tensor.span(), &s = src.tensor.span();
-    if (d.memory != s.memory || d.address + dst.Reach(work) <= s.address || s.address + src.Reach(work) <= d.address) return;
-    if (work.contiguous) {
-        instruction.Require(d.address == s.address && sizeof(D) == sizeof(S), "dst (UB byte %u) and %s (UB byte %u) overlap in part", d.address,
-                            src.name, s.address);
-        return;
-    }
-    struct Place {
-        uint32_t repeat, lane;
-    };
-    std::unordered_map<int64_t, Place> written;  // by block: the first to write it
-    for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
-        for (uint32_t lane = 0; lane < work.Used(); lane += twin::kBlock / sizeof(D)) {
-            written.insert({(d.address + dst.At(repeat, lane)) / twin::kBlock, {repeat, lane}});
-        }
-    }
-    for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
-        for (uint32_t lane = 0; lane < work.Used(); lane += twin::kBlock / sizeof(S)) {
-            const auto found = written.find((s.address + src.At(repeat, lane)) / twin::kBlock);
-            if (found == written.end() || found->second.repeat > repeat) continue;
-            const Place place = found->second;
-            instruction.Require(place.repeat != repeat || (place.lane == lane && sizeof(D) == sizeof(S)),
-                                "dst and %s overlap in part in repeat %u", src.name, repeat);
-            instruction.Require(place.repeat == repeat || accumulates, "repeat %u reads as %s what repeat %u writes", repeat, src.name, place.repeat);
-        }
-    }
-}
+void RequireNoOverlap(const Instruction& instruction, const Work& work, const Walk& dst, const Walk& src, bool accumulates = false);
 
 /// dst[i] = f(sources[i]...) for pieces that lie side by side.
 template <typename D, typename... S>
@@ -181,8 +124,8 @@ void Compute(const Instruction& instruction, const Work& work, F& f, const Opera
 /// One elementwise instruction. `accumulates`: whether the last source may be dst in the way RequireNoOverlap speaks of.
 template <typename F, typename D, typename... S>
 void Elementwise(Instruction& instruction, const Work& work, bool accumulates, F f, const Operand<D>& dst, const Operand<S>&... src) {
-    (instruction.Align(src.tensor.span(), twin::kBlock, src.name), ...);
-    instruction.Align(dst.tensor.span(), twin::kBlock, dst.name);
+    (instruction.Align(src.span, twin::kBlock, src.name), ...);
+    instruction.Align(dst.span, twin::kBlock, dst.name);
     if (work.Nothing()) return;
     [[maybe_unused]] size_t left = sizeof...(S);
     (RequireNoOverlap(instruction, work, dst, src, accumulates && --left == 0), ...);
@@ -190,7 +133,7 @@ void Elementwise(Instruction& instruction, const Work& work, bool accumulates, F
     CheckWrite(instruction, work, dst);
     Compute(instruction, work, f, dst, src...);
     if constexpr (sizeof...(S) != 0 && kOneOf<D, half, bfloat16_t>) {
-        AllPieces(dst, work, [&](int64_t offset, uint32_t bytes) {
+        ForPieces(dst, work, [&](int64_t offset, uint32_t bytes) {
             twin::Settle<D>(instruction, dst.Base(instruction) + offset, bytes / sizeof(D));
         });
     }

@@ -18,17 +18,24 @@ namespace detail {
 template <typename T>
 inline constexpr bool kFillType = kOneOf<T, half, bfloat16_t, float, int16_t, uint16_t, int32_t, uint32_t>;
 
+/// Bits are moved, not numbers: infinities and NaN of 16-bit floats stay what they are.
+template <typename T>
+using BitsOf = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+
 template <typename T>
 void Fill(Instruction& instruction, const Work& work, const LocalTensor<T>& dst, T value, uint32_t blockStride, uint32_t repeatStride) {
     static_assert(kFillType<T>, "Duplicate has no such element type on 2201");
-    Elementwise(instruction, work, false, [value] { return value; }, Operand<T>{dst, "dst", blockStride, repeatStride});
+    using Bits = BitsOf<T>;
+    const LocalTensor<Bits> to(dst.span());
+    Bits bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    Elementwise(instruction, work, false, [bits] { return bits; }, Operand<Bits>{to, "dst", blockStride, repeatStride});
 }
 
-/// Bits are moved: 16-bit floats too keep theirs.
 template <typename T>
 void Move(Instruction& instruction, const Work& work, const LocalTensor<T>& dst, const LocalTensor<T>& src, const CopyRepeatParams& p) {
     static_assert(kFillType<T>, "Copy has no such element type on 2201");
-    using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
+    using Bits = BitsOf<T>;
     const LocalTensor<Bits> to(dst.span()), from(src.span());
     Elementwise(instruction, work, false, [](Bits value) { return value; }, Operand<Bits>{to, "dst", p.dstStride, p.dstRepeatSize},
                 Operand<Bits>{from, "src", p.srcStride, p.srcRepeatSize});
@@ -56,12 +63,6 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, uint64_t mask[],
     twin::Instruction instruction("Duplicate", PIPE_V, where);
     const detail::Work work = detail::MaskedWork<isSetMask>(instruction, detail::kLanes<T>, mask, repeatTime);
     detail::Fill(instruction, work, dst, scalarValue, dstBlockStride, dstRepeatStride);
-}
-
-template <typename T, bool isSetMask = true>
-void Copy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count, const twin::Where& where = twin::Where::Here()) {
-    twin::Instruction instruction("Copy", PIPE_V, where);
-    detail::Move(instruction, detail::CountWork<isSetMask>(instruction, detail::kLanes<T>, count), dst, src, CopyRepeatParams());
 }
 
 template <typename T, bool isSetMask = true>

@@ -53,7 +53,7 @@ Extreme FindExtreme(const Values<T>& values, uint32_t first, uint32_t count, boo
 template <typename T, typename F>
 void ForRepeats(Instruction& instruction, const Work& work, const Operand<T>& src, F use) {
     static_assert(kOneOf<T, half, float>, "reductions take half and float on 2201");
-    instruction.Align(src.tensor.span(), twin::kBlock, src.name);
+    instruction.Align(src.span, twin::kBlock, src.name);
     if (work.Nothing()) return;
     CheckRead(instruction, work, src);
     std::vector<Values<T>> all(work.repeats);
@@ -73,7 +73,7 @@ void ForRepeats(Instruction& instruction, const Work& work, const Operand<T>& sr
 template <typename T>
 void RequireResultsApart(const Instruction& instruction, const Work& work, const LocalTensor<T>& dst, uint64_t bytes, const Operand<T>& src) {
     if (work.Nothing()) return;
-    const auto &d = dst.span(), &s = src.tensor.span();
+    const auto &d = dst.span(), &s = src.span;
     instruction.Require(d.address == s.address || d.address + bytes <= s.address || s.address + src.Reach(work) <= d.address,
                         "dst (UB byte %u) and src (UB byte %u) overlap in part", d.address, s.address);
 }

@@ -43,7 +43,7 @@ inline bool Bit(const uint8_t* bits, uint32_t index) { return (bits[index / 8] >
 /// One bit an element, lowest bit of each byte first; repeats lie side by side in dst.
 template <typename F, typename... S>
 void CompareRun(Instruction& instruction, const Work& work, const LocalTensor<uint8_t>& dst, F f, const Operand<S>&... src) {
-    (instruction.Align(src.tensor.span(), twin::kBlock, src.name), ...);
+    (instruction.Align(src.span, twin::kBlock, src.name), ...);
     instruction.Align(dst.span(), twin::kBlock, "dst");
     if (work.Nothing()) return;
     const uint32_t bytes = work.repeats * work.lanes / 8;
@@ -52,7 +52,7 @@ void CompareRun(Instruction& instruction, const Work& work, const LocalTensor<ui
         instruction.Require(d.address + bytes <= s.address || s.address + reach <= d.address, "dst (UB byte %u) and %s (UB byte %u) overlap",
                             d.address, name, s.address);
     };
-    (apart(src.tensor.span(), src.Reach(work), src.name), ...);
+    (apart(src.span, src.Reach(work), src.name), ...);
     (CheckRead(instruction, work, src), ...);
     uint8_t* target = instruction.Write(dst.span(), 0, bytes, "dst");
     for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
@@ -111,8 +111,8 @@ struct ChosenBits {
 template <typename T, typename F, typename... S>
 void SelectRun(Instruction& instruction, const Work& work, const Operand<T>& dst, const LocalTensor<uint8_t>& selMask, bool same, F f,
                const Operand<S>&... src) {
-    (instruction.Align(src.tensor.span(), twin::kBlock, src.name), ...);
-    instruction.Align(dst.tensor.span(), twin::kBlock, "dst");
+    (instruction.Align(src.span, twin::kBlock, src.name), ...);
+    instruction.Align(dst.span, twin::kBlock, "dst");
     instruction.Align(selMask.span(), twin::kBlock, "selMask");
     if (work.Nothing()) return;
     (RequireNoOverlap(instruction, work, dst, src), ...);
@@ -278,11 +278,11 @@ void GatherRun(Instruction& instruction, const Work& work, const Operand<T>& dst
     static_assert(kFillType<T>, "Gather has no such element type on 2201");
     instruction.Align(src.span(), twin::kBlock, "src");
     instruction.Align(offsets.span(), twin::kBlock, "srcOffset");
-    instruction.Align(dst.tensor.span(), twin::kBlock, "dst");
+    instruction.Align(dst.span, twin::kBlock, "dst");
     if (work.Nothing()) return;
     const Operand<uint32_t> places = {offsets, "srcOffset", 1, work.lanes * 4 / twin::kBlock};
     CheckRead(instruction, work, places);
-    const auto &d = dst.tensor.span(), &s = src.span();
+    const auto &d = dst.span, &s = src.span();
     const uint64_t end = d.address + dst.Reach(work);
     for (uint32_t repeat = 0; repeat < work.repeats; ++repeat) {
         const Lanes lanes = work.Of(repeat);
