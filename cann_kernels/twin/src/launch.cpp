@@ -211,7 +211,13 @@ void Launch::WaitUntil(Core& core, const std::string& what, const std::function<
     slot.waiting = false;
 }
 
+void Launch::RequireAllStarted(const char* name, const Where& where) const {
+    const uint32_t most = ratio_ == Ratio::kVectorOnly ? kMostVectorCores : kMostVectorCores / 2;
+    if (blocks_ > most) Fail(name, where, Format("%u blocks were launched, no chip has more than %u cores: late blocks would never start", blocks_, most));
+}
+
 void Launch::SyncAll(Core& core, bool vectorOnly, const Where& where) {
+    RequireAllStarted("SyncAll", where);
     if (vectorOnly && !core.isVector) Fail("SyncAll", where, "SyncAll() joins vector cores only; use SyncAll<false>() on the cube core");
     core.Barrier(PIPE_ALL);
     core.counters.Note(Event::kSyncAll);
@@ -260,6 +266,7 @@ std::vector<Launch::Slot*> Launch::Receivers(const Core& sender, uint8_t mode) {
 
 void Launch::CrossSet(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where) {
     if (flag >= kCrossFlags) Fail("CrossCoreSetFlag", where, Format("flag ids are 0..10 (SyncAll uses 11..14), got %u", flag));
+    RequireAllStarted("CrossCoreSetFlag", where);
     Slot& slot = *cores_[core.index];
     core.counters.Note(Event::kCrossSet);
     core.known[pipe].Join(core.known[PIPE_S]);
