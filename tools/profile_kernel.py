@@ -92,7 +92,7 @@ def _index_topk(size: Sizes, dtype: torch.dtype) -> Call:
     table = _paged(size, size["context"] // size["ratio"])
     cache = _random(table.numel(), size["block_rows"], dim, dtype=dtype)
     q, weights = _random(seqs, heads, dim, dtype=dtype, seed=2), _random(seqs, heads, seed=3).to(dtype)
-    return [q, weights, cache, *_decode(size), table, None], [size["ratio"], size["topk"], "none", 0, 0]
+    return [q, weights, cache, *_decode(size), table, None], [size["ratio"], size["topk"], "none", 1, 0]
 
 
 def _sparse_attention(size: Sizes, dtype: torch.dtype) -> Call:
