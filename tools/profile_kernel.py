@@ -26,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ascend_dsv4.ops.registry import get_implementation, get_spec
-from ascend_dsv4.twin.kernel_library import settings
+from ascend_dsv4.twin.kernel_library import kernel_library, settings
 from ascend_dsv4.twin.profile import ALIASES, DEVICES, Device, Estimate, Launch, Rates, device, estimate, profile
 
 NOTE = "An estimate from exact counts and assumed rates; nothing was measured on a device."
@@ -92,7 +92,7 @@ def _index_topk(size: Sizes, dtype: torch.dtype) -> Call:
     table = _paged(size, size["context"] // size["ratio"])
     cache = _random(table.numel(), size["block_rows"], dim, dtype=dtype)
     q, weights = _random(seqs, heads, dim, dtype=dtype, seed=2), _random(seqs, heads, seed=3).to(dtype)
-    return [q, weights, cache, *_decode(size), table, None], [size["ratio"], size["topk"], "none", 1, 0]
+    return [q, weights, cache, *_decode(size), table, None], [size["ratio"], size["topk"], "none", 128, 0]
 
 
 def _sparse_attention(size: Sizes, dtype: torch.dtype) -> Call:
@@ -152,6 +152,7 @@ def run(op: str, sizes: Sizes, dtype: torch.dtype, target: Device) -> tuple[tupl
     """Launches of one call on all cores of the device, and the seconds the twin took."""
     tensors, attrs = MAKERS[op][0](sizes, dtype)
     kernel = get_implementation(op, "ascendc-twin")
+    kernel_library()  # built outside the time
     start = time.perf_counter()
     with settings(vector_cores=target.vector_cores), profile() as counted:
         kernel(*tensors, **dict(zip(get_spec(op).attrs, attrs, strict=True)))

@@ -260,7 +260,7 @@ __attribute__((optimize("O3"))) uint32_t Instruction::Local(const LocalSpan& ten
     LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
     const uint32_t from = tensor.address + static_cast<uint32_t>(offset);
     if (bytes == 0) return from;
-    if (core_.counting) CountLocal(tensor.memory, bytes, operand, writes);
+    if (core_.counting) CountLocal(tensor.memory, from, bytes, operand, writes);
     // What this pipe may rely on within its core, and what this instruction itself has noted.
     std::array<uint32_t, kPipes + 1> safe{}, self{};
     std::copy_n(core_.known[pipe_].seen.begin() + core_.index * kPipes, kPipes, safe.begin());
@@ -359,23 +359,24 @@ void Instruction::TrackBlock(GmBlock& block, const Access& mine, const char* ope
     }
 }
 
-void Instruction::CountMove(Path path, size_t bytes) {
+void Instruction::CountMove(Path path, size_t from, size_t bytes) {
     Counters::Moved& moved = core_.counters.moved[static_cast<size_t>(path)];
-    moved.instructions += moved_ ? 0 : 1, moved.rows += 1, moved.bytes += bytes;
-    moved_ = true;
+    // Rows that lie end to end are one.
+    moved.instructions += moved_ ? 0 : 1, moved.rows += moved_ && from == movedTo_ ? 0 : 1, moved.bytes += bytes;
+    moved_ = true, movedTo_ = from + bytes;
 }
 
 void Instruction::CountGlobal(GmRange& range, size_t from, size_t bytes, bool writes) {
     range.Touch(from, bytes, writes);
     if (pipe_ == PIPE_S) core_.counters.Note(Event::kScalarGlobal);
-    else if (pipe_ == PIPE_MTE2) CountMove(core_.isVector ? Path::kGmToUb : Path::kGmToL1, bytes);
-    else if (pipe_ == PIPE_MTE3) CountMove(core_.isVector ? Path::kUbToGm : Path::kL1ToGm, bytes);
-    else if (pipe_ == PIPE_FIX) CountMove(Path::kL0cToGm, bytes);
+    else if (pipe_ == PIPE_MTE2) CountMove(core_.isVector ? Path::kGmToUb : Path::kGmToL1, from, bytes);
+    else if (pipe_ == PIPE_MTE3) CountMove(core_.isVector ? Path::kUbToGm : Path::kL1ToGm, from, bytes);
+    else if (pipe_ == PIPE_FIX) CountMove(Path::kL0cToGm, from, bytes);
 }
 
-void Instruction::CountLocal(Memory memory, uint32_t bytes, const char* operand, bool writes) {
+void Instruction::CountLocal(Memory memory, uint32_t from, uint32_t bytes, const char* operand, bool writes) {
     if (pipe_ == PIPE_S) core_.counters.Note(Event::kScalarLocal);
-    if (pipe_ == PIPE_MTE1 && writes) CountMove(memory == Memory::kL0a ? Path::kToL0a : Path::kToL0b, bytes);
+    if (pipe_ == PIPE_MTE1 && writes) CountMove(memory == Memory::kL0a ? Path::kToL0a : Path::kToL0b, from, bytes);
     if (pipe_ != PIPE_V) return;
     const uintptr_t key = reinterpret_cast<uintptr_t>(operand) << 1 | (writes ? 1u : 0u);
     for (auto& [name, sum] : operands_) {

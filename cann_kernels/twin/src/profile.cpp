@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "twin/profile.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "twin/launch.h"
@@ -42,7 +43,7 @@ std::string Describe(const GmRange& range) {
     uint64_t distinct = 0;
     for (uint64_t word : range.touched) distinct += static_cast<uint64_t>(__builtin_popcountll(word));
     return Format("{\"name\": \"%s\", \"kind\": \"%s\", ", range.name, kRangeNames[range.kind]) + Number("bytes", range.bytes) + ", " +
-           Number("read", range.moved[0]) + ", " + Number("written", range.moved[1]) + ", " + Number("distinct", distinct * kBlock) + "}";
+           Number("read", range.moved[0]) + ", " + Number("written", range.moved[1]) + ", " + Number("distinct", std::min<uint64_t>(distinct * kBlock, range.bytes)) + "}";
 }
 
 }  // namespace

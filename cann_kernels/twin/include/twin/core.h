@@ -224,9 +224,9 @@ public:
 private:
     uint32_t Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
     uint8_t* Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind);
-    void CountLocal(Memory memory, uint32_t bytes, const char* operand, bool writes);
+    void CountLocal(Memory memory, uint32_t from, uint32_t bytes, const char* operand, bool writes);
     void CountGlobal(GmRange& range, size_t from, size_t bytes, bool writes);
-    void CountMove(Path path, size_t bytes);
+    void CountMove(Path path, size_t from, size_t bytes);
     void CountVector() const;
     bool Ordered(uint16_t agent, uint32_t number) const;
     [[noreturn]] void Hazard(const Access& before, const char* operand, const char* relation, const std::string& place) const;
@@ -244,6 +244,7 @@ private:
     mutable uint64_t repeats_ = 0;
     std::array<std::pair<uintptr_t, uint64_t>, 5> operands_{};  // bytes read and written of each, by name
     bool moved_ = false;
+    size_t movedTo_ = 0;
 };
 
 }  // namespace twin
