@@ -100,12 +100,17 @@ def _conversions(cindex: Any, top: Any) -> Iterator[tuple[str, int, str]]:
     """(file, line, new type) of each explicit conversion of a pointer between address spaces."""
     kinds = (cindex.CursorKind.CSTYLE_CAST_EXPR, cindex.CursorKind.CXX_FUNCTIONAL_CAST_EXPR)
     for node in top.walk_preorder():
-        if node.kind not in kinds or node.type.get_canonical().kind != cindex.TypeKind.POINTER:
+        if node.kind not in kinds or not _is_pointer(node.type):
             continue
         *_, operand = node.get_children()
         before = operand.type.get_canonical()
-        if before.kind == cindex.TypeKind.POINTER and _space(node.type) != _space(before):
+        if _is_pointer(before) and _space(node.type) != _space(before):
             yield node.location.file.name, node.location.line, node.type.spelling
+
+
+def _is_pointer(type_: Any) -> bool:
+    """`TypeKind` raises ValueError for the types that it does not know, `_Float16` among them."""
+    return bool(type_.get_canonical().get_pointee().spelling)
 
 
 def _space(pointer: Any) -> int:

@@ -93,7 +93,7 @@ private:
         Handover<AscendC::HardEvent::V_MTE2>(pipe_);
         AscendC::DataCopyPad(to, bias, AscendC::DataCopyExtParams(1, tiling_.numExperts * (uint32_t)sizeof(float), 0, 0, 0),
                              AscendC::DataCopyPadExtParams<float>(true, 0, (uint8_t)((8 - tiling_.numExperts % 8) % 8), -ROUTE_INFINITY));
-        Handover<AscendC::HardEvent::MTE2_V>(pipe_);
+        // No event: whoever waits for the logits, which are loaded next, has waited for this too.
     }
 
     __aicore__ inline void Load(uint64_t token, uint32_t rows)

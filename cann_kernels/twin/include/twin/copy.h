@@ -48,23 +48,23 @@ T Merged(twin::Atomic atomic, T old, T now) {
 }
 
 template <typename T>
-void Accumulate(const twin::Instruction& instruction, uint8_t* target, const uint8_t* source, size_t bytes) {
-    const twin::Core& core = instruction.core();
-    instruction.Require(core.atomicType == &kTypeTag<T>, "DMA accumulation was set for another element type than that of this copy");
+void Accumulate(twin::Atomic atomic, uint8_t* target, const uint8_t* source, size_t bytes) {
     for (size_t at = 0; at < bytes; at += sizeof(T)) {
         T old, now;
         std::memcpy(&old, target + at, sizeof(T));
         std::memcpy(&now, source + at, sizeof(T));
-        old = Merged(core.atomic, old, now);
+        old = Merged(atomic, old, now);
         std::memcpy(target + at, &old, sizeof(T));
     }
 }
 
 template <typename T>
 void StoreBytes(twin::Instruction& instruction, uint8_t* dst, const uint8_t* source, size_t bytes) {
-    const bool atomic = instruction.core().atomic != twin::Atomic::kOff;
+    const twin::Core& core = instruction.core();
+    const bool atomic = core.atomic != twin::Atomic::kOff;
+    instruction.Require(!atomic || core.atomicType == &kTypeTag<T>, "DMA accumulation was set for another element type than that of this copy");
     uint8_t* target = instruction.WriteGm(dst, bytes, "dst", atomic);
-    if (atomic) Accumulate<T>(instruction, target, source, bytes);
+    if (atomic) Accumulate<T>(core.atomic, target, source, bytes);
     else std::memcpy(target, source, bytes);
 }
 

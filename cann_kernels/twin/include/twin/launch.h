@@ -17,6 +17,7 @@
 namespace twin {
 
 constexpr uint32_t kCrossFlags = 11;
+constexpr uint32_t kMostVectorCores = 50;  // of a die of architecture 2201
 
 enum class Ratio : uint8_t { kVectorOnly, kCubeOnly, kOneToTwo };
 
@@ -41,6 +42,14 @@ public:
     /// Runs the kernel on every core. raises TwinError
     void Run(const std::function<void()>& kernel);
 
+    template <typename F>
+    void EachRange(F f) const {
+        for (const auto& range : ranges_) f(*range);
+    }
+    template <typename F>
+    void EachCore(F f) const {
+        for (const auto& slot : cores_) f(*slot->core);
+    }
     const char* kernel() const { return kernel_; }
     ~Launch();
     uint32_t blocks() const { return blocks_; }
@@ -78,6 +87,8 @@ private:
         std::array<size_t, 2> barriers{};                  // SyncAll calls: [0] every core, [1] vector cores
         std::array<std::vector<Clock>, 2> arrivals;
     };
+    /// Cores that wait for one another must all be running.
+    void RequireAllStarted(const char* name, const Where& where) const;
     std::vector<Slot*> Senders(const Core& receiver, uint8_t mode);
     std::vector<Slot*> Receivers(const Core& sender, uint8_t mode);
     uint8_t* Own(GmRange::Kind kind, const char* name, uint8_t* home, size_t bytes);
