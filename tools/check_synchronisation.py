@@ -5,12 +5,13 @@
     python tools/check_synchronisation.py hc_post route --jobs 2
 
 A statement is a call of SetFlag, WaitFlag, PipeBarrier, EnQue, DeQue, CrossCoreSetFlag, CrossCoreWaitFlag or SyncAll, or of a
-helper of ours that does nothing but such calls; a set and its wait are deleted one at a time. Each mutant is compiled and runs
-the operator's cases, in every number format, on 1 and on 4 vector cores, until the twin says something or an output differs;
-then the tests of the kernel's own, `tests/cann_kernels/test_<op>.py`, which also call what no case of the operator does.
+helper of ours that does nothing but such calls; a set and its wait are deleted one at a time. The kernel is compiled once, with
+a switch before each statement, so that a mutant is a run: of the operator's cases, in every number format, on 1 and on 4 vector
+cores, until the twin says something or an output differs; then of the kernel's own tests, `tests/cann_kernels/test_<op>.py`,
+which also call what no case of the operator does.
 
     reported      the twin says what is wrong
-    compiler      without the statement there is no program: a DeQue that declares its tensor
+    compiler      without the statement there is no program: a DeQue that declares its tensor (not tried)
     other result  nothing was said, but the outputs are wrong
     survived      nothing happened: the statement is not needed, or no case needs it
 
@@ -23,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import hashlib
 import importlib
 import io
@@ -47,7 +49,6 @@ from rich.table import Table
 
 from ascend_dsv4.accuracy.calls import CALL_ERRORS, CaseCall, load_cases, make_inputs
 from ascend_dsv4.accuracy.operators import dtypes_of as case_dtypes
-from ascend_dsv4.errors import UnsupportedError
 from ascend_dsv4.ops import OP_NAMES
 from ascend_dsv4.ops.registry import dtypes_of, has_implementation
 from ascend_dsv4.twin import kernel_library
@@ -61,6 +62,7 @@ SURVIVORS = Path(__file__).with_name("synchronisation_survivors.json")
 CORES = (1, 4)
 TESTS = Path(__file__).parents[1] / "tests" / "cann_kernels"
 TIMEOUT_SECONDS = 600
+SWITCH = "skipped_statement"
 ALARMING = ("survived", "other result")
 
 
@@ -76,6 +78,8 @@ class Statement:
     text: str
     number: int
     """Among equal statements of the function, from 1."""
+    declares: bool
+    """Whether it declares a variable that is used behind it: without it there is no program."""
 
     @property
     def name(self) -> str:
@@ -137,7 +141,10 @@ def statements(file: str, text: str, names: Sequence[str]) -> list[Statement]:
         said = " ".join(text[start : after.end()].split())
         seen[function, said] += 1
         line = text.count("\n", 0, start) + 1
-        found.append(Statement(file, line, start, after.end(), function, said, seen[function, said]))
+        declared = re.match(r"(?:const\s+)?[\w:]+(?:<[^;=]*>)?\s+(\w+)\s*=", code[start : after.end()])
+        rest = code[after.end() : next(end for name, begin, end in bodies if begin < call.start() < end)]
+        declares = declared is not None and re.search(rf"\b{declared.group(1)}\b", rest) is not None
+        found.append(Statement(file, line, start, after.end(), function, said, seen[function, said], declares))
     return found
 
 
@@ -162,11 +169,14 @@ def all_statements(op: str) -> list[Statement]:
 
 
 class Mutants:
-    """Builds and runs the kernel of one operator with a statement missing."""
+    """The kernel of one operator in a library in which any one of its statements can be left out when it runs.
 
-    def __init__(self, op: str, folder: Path) -> None:
+    raises  UnsupportedError if it does not compile
+    """
+
+    def __init__(self, op: str, everything: Sequence[Statement], folder: Path) -> None:
         self.op = op
-        self._folder = folder
+        self._numbers = {one: number for number, one in enumerate(everything, 1) if not one.declares}
         self._wrapper = importlib.import_module(f"ascend_dsv4.ops.{op}.ascendc")
         there = dtypes_of(op, IMPLEMENTATION)
         cases = [case for case in load_cases(op) if case.kind == "typical"]
@@ -175,21 +185,27 @@ class Mutants:
             (make_inputs(op, case), dtype) for case in cases for dtype in case_dtypes(op, case) if dtype in there
         ]
         self._right: list[str] = []
+        self._library = self._built(folder)
+
+    def _built(self, folder: Path) -> Path:
+        shutil.copytree(KERNELS / self.op, folder / self.op)
+        for file, text in sources(self.op).items():
+            for one in sorted(self._numbers, key=lambda one: -one.start):
+                if one.file == file:
+                    kept = f"{{ if ({SWITCH} != {self._numbers[one]}) {{ {text[one.start : one.end]} }} }}"
+                    text = text[: one.start] + kept + text[one.end :]
+            (folder / self.op / file).write_text(text, encoding="utf-8")
+        source = folder / self.op / f"{self.op}_launch_twin.cpp"
+        source.write_text(f'extern "C" {{ int {SWITCH} = 0; }}\n{source.read_text(encoding="utf-8")}', encoding="utf-8")
+        return build([source], folder / "objects")
 
     def judge(self, statement: Statement | None) -> tuple[str, str]:
         """Outcome and what was said. None runs the kernel as it is, whose outputs are right from then on."""
-        with tempfile.TemporaryDirectory(dir=self._folder) as name:
-            folder = Path(name) / self.op
-            shutil.copytree(KERNELS / self.op, folder)
-            for file, text in sources(self.op).items():
-                if statement is not None and file == statement.file:
-                    text = text[: statement.start] + ";" + text[statement.end :]
-                (folder / file).write_text(text, encoding="utf-8")
-            try:
-                library = KernelLibrary(build([folder / f"{self.op}_launch_twin.cpp"], self._folder / "objects"))
-            except UnsupportedError as error:
-                lines = str(error).replace(f"{folder}/", "").splitlines()
-                return "compiler", next((line for line in lines if "error:" in line), lines[0])
+        if statement is not None and statement.declares:
+            return "compiler", "it declares what later statements use"
+        skipped = 0 if statement is None else self._numbers[statement]
+        ctypes.c_int.in_dll(ctypes.CDLL(str(self._library)), SWITCH).value = skipped
+        library = KernelLibrary(self._library)
         for module in (self._wrapper, kernel_library):
             module.kernel_library = lambda: library  # type: ignore[attr-defined]
         try:
@@ -273,7 +289,7 @@ def check(op: str, reasons: dict[str, str], options: argparse.Namespace, console
         console.print(f"{op}: no synchronising statement at {', '.join(sorted(unknown))}", markup=False)
         return 2
     with tempfile.TemporaryDirectory() as folder:
-        mutants = Mutants(op, Path(folder))
+        mutants = Mutants(op, everything, Path(folder))
         torch.set_num_threads(1)  # threads would not live through a fork
         outcome, said = mutants.judge(None)
         if outcome != "survived":

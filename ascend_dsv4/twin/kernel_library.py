@@ -114,6 +114,7 @@ class KernelLibrary:
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
         self._library.twin_last_error.restype = ctypes.c_char_p
+        self._library.twin_profile_json.restype = ctypes.c_char_p
 
     def launch(self, op: str, params: ctypes.Structure, inputs: Sequence[int | None], outputs: Sequence[int | None]) -> None:
         """Call `<op>_launch` with addresses of contiguous arrays, None for one that is not given.
@@ -124,6 +125,14 @@ class KernelLibrary:
         ins, outs = (ctypes.c_void_p * len(inputs))(*inputs), (ctypes.c_void_p * len(outputs))(*outputs)
         if self._library[f"{op}_launch"](None, ctypes.byref(params), ins, outs, None, ctypes.c_size_t(0)) != 0:
             raise KernelError(self._library.twin_last_error().decode())
+
+    def count(self, on: bool) -> None:
+        """Start or end counting what launches do. Drops what was counted."""
+        self._library.twin_profile(int(on))
+
+    def counted(self) -> bytes:
+        """JSON of the launches since counting began: `ascend_dsv4.twin.profile` reads it."""
+        return bytes(self._library.twin_profile_json())
 
 
 @functools.cache

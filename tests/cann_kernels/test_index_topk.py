@@ -63,16 +63,16 @@ def assert_exact(args: dict[str, Tensor | None], attrs: dict[str, int]) -> None:
         assert torch.equal(ours, theirs), name
 
 
-@pytest.mark.parametrize("counts", ([1023], [1024], [1025], [3000, 0, 130], [8192, 8193], [20000]))
+@pytest.mark.parametrize("counts", ([1023], [1024], [1025], [3000, 0, 130], [8192, 8193], [40000]))
 @pytest.mark.parametrize("topk", (1, 33, 1024))
 def test_chunks_and_segments(counts, topk):
     assert_exact(draw(counts, rows=64), attributes(topk=topk))
 
 
 @pytest.mark.parametrize("block", (1, 3, 8, 24, 128, 1000))
-@pytest.mark.parametrize(("num_candidates", "given"), ((7, 5), (2048, 60), (1, 1)))
+@pytest.mark.parametrize(("num_candidates", "given"), ((7, 5), (2048, 60), (1, 1), (600, 0)))
 def test_blocks_of_entries(block, num_candidates, given):
-    args = draw([9000, 2500, 1], rows=32, given=given, block=block)
+    args = draw([9000, 2500, 700, 1], rows=32, given=given, block=block)
     assert_exact(args, attributes(topk=100, candidate_block=block, num_candidates=num_candidates))
 
 
@@ -90,6 +90,15 @@ def test_nan_and_infinite_scores_keep_their_order():
     args["idx_kv"][args["block_table"][0, 30]] = -5.0
     for topk in (30, 100, 1024):
         assert_exact(args, attributes(topk=topk, candidate_block=4, num_candidates=600))
+
+
+@pytest.mark.parametrize("block", (1, 2, 8))
+@pytest.mark.parametrize("count", (700, 705, 1025))
+def test_the_newest_block_is_not_ranked_even_if_it_is_the_best(count, block):
+    args = draw([count], rows=32)
+    args["idx_kv"][args["block_table"][0, (count - 1) // 32], (count - 1) % 32] = 9 * args["q"][0, 0]
+    args["weights"].abs_()
+    assert_exact(args, attributes(candidate_block=block, num_candidates=600 // block // 2 * 2))
 
 
 def test_groups_of_tokens_follow_one_another():

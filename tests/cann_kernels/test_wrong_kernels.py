@@ -46,6 +46,7 @@ CAUGHT = {
     "atomic_left_on": ("DisableDmaAtomic", "accumulation on"),
     "stale_cache_line": ("GetValue", "DataCacheCleanAndInvalid"),
     "scalar_line_not_written_back": ("SetValue", "left a line in the data cache"),
+    "event_id_8": ("SetFlag", "event ids are 0..7, got 8"),
     "mask_of_no_lane": ("Add", "mask must be 1..64 for this type, got 0"),
     "mask_of_65_floats": ("Muls", "mask must be 1..64 for this type, got 65"),
     "bitmap_beyond_lanes": ("Exp", "mask[1] must be 0 for 4- and 8-byte types"),

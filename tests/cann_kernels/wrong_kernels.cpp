@@ -202,7 +202,14 @@ const std::map<std::string, void (*)(const Memory&)> kKernels = {
         PipeBarrier<PIPE_ALL>();
         gm.workspace.GetValue(static_cast<uint64_t>(GetBlockIdx()) * 64);
     }},
-    {"scalar_line_not_written_back", [](const Memory& gm) { gm.out.SetValue(static_cast<uint64_t>(GetBlockIdx()) * 16, 1.0f); }},
+    {"scalar_line_not_written_back", [](const Memory& gm) {
+        GlobalTensor<float> out = gm.out;
+        out.SetValue(static_cast<uint64_t>(GetBlockIdx()) * 16, 1.0f);
+    }},
+    {"event_id_8", [](const Memory&) {
+        InitSocState();
+        SetFlag<HardEvent::MTE2_V>(static_cast<event_t>(8));
+    }},
 };
 
 /// A buffer of 2048 floats, of which the first 512 are written and landed, and the rules of one instruction.

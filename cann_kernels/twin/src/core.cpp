@@ -73,9 +73,15 @@ GmBlock& GmRange::Block(size_t index) {
     return (*page)[index % std::tuple_size_v<GmPage>];
 }
 
+void GmRange::Touch(size_t from, size_t size, bool writes) {
+    if (touched.empty()) touched.resize(bytes / kBlock / 64 + 1);
+    for (size_t b = from / kBlock; b <= (from + size - 1) / kBlock; ++b) touched[b / 64] |= uint64_t{1} << b % 64;
+    moved[writes ? 1 : 0] += size;
+}
+
 Core::Core(Launch& owner, uint32_t number, bool vector, uint32_t blockIndex, uint32_t subIndex)
-    : launch(owner), index(number), isVector(vector), block(blockIndex), sub(subIndex), infNanBefore(owner.Random() % 2 != 0),
-      infNan(infNanBefore) {
+    : launch(owner), index(number), isVector(vector), block(blockIndex), sub(subIndex), counting(Profiling()),
+      infNanBefore(owner.Random() % 2 != 0), infNan(infNanBefore) {
     for (uint32_t m = 0; m < kMemories; ++m) {
         if (isVector != (m == static_cast<uint32_t>(Memory::kUb))) continue;
         memories[m].bytes.assign(kMemoryBytes[m], kPoison);
@@ -109,6 +115,7 @@ void Core::SetFlag(pipe_t source, pipe_t target, int32_t id, const Where& where)
                                       Place(flag.where).c_str()));
     }
     flag.set = true, flag.where = where;
+    counters.Note(Event::kSetFlag);
     Tell(source, flag.clock);
 }
 
@@ -120,6 +127,7 @@ void Core::WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where
     }
     known[target].Join(flag.clock);
     flag.set = false;
+    counters.Note(Event::kWaitFlag);
 }
 
 void Core::Barrier(pipe_t pipe) {
@@ -139,6 +147,13 @@ void Core::TakeEvent(const char* name, pipe_t source, pipe_t target, const Where
                                  Name(source) + 5, Name(target) + 5));
     }
     ++queueEvents[source][target];
+    counters.Note(Event::kSetFlag);
+}
+
+void Core::GiveEvent(pipe_t source, pipe_t target) {
+    if (source == target) return;
+    --queueEvents[source][target];
+    counters.Note(Event::kWaitFlag);
 }
 
 void Core::Forget(Memory memory, uint32_t from, uint32_t bytes) {
@@ -245,6 +260,7 @@ __attribute__((optimize("O3"))) uint32_t Instruction::Local(const LocalSpan& ten
     LocalMemory& local = core_.memories[static_cast<uint32_t>(tensor.memory)];
     const uint32_t from = tensor.address + static_cast<uint32_t>(offset);
     if (bytes == 0) return from;
+    if (core_.counting) CountLocal(tensor.memory, from, bytes, operand, writes);
     // What this pipe may rely on within its core, and what this instruction itself has noted.
     std::array<uint32_t, kPipes + 1> safe{}, self{};
     std::copy_n(core_.known[pipe_].seen.begin() + core_.index * kPipes, kPipes, safe.begin());
@@ -296,6 +312,7 @@ uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* o
     const size_t from = static_cast<size_t>(address - range->data);
     Require(from + bytes <= range->bytes, "%s: bytes %zu..%zu of '%s', which has %zu", operand, from, from + bytes, range->name, range->bytes);
     Require(kind == Access::kRead || range->kind != GmRange::kIn, "%s: '%s' is an input and is written", operand, range->name);
+    if (core_.counting && bytes != 0) CountGlobal(*range, from, bytes, kind != Access::kRead);
     if (range->kind == GmRange::kIn || bytes == 0) return range->data + from;
     TrackGm(*range, from, bytes, operand, kind);
     if (range->kind == GmRange::kInOut) return range->data + from;
@@ -340,6 +357,40 @@ void Instruction::TrackBlock(GmBlock& block, const Access& mine, const char* ope
         block.many->resize(kept);
         block.many->push_back(mine);
     }
+}
+
+void Instruction::CountMove(Path path, size_t from, size_t bytes) {
+    Counters::Moved& moved = core_.counters.moved[static_cast<size_t>(path)];
+    // Rows that lie end to end are one.
+    moved.instructions += moved_ ? 0 : 1, moved.rows += moved_ && from == movedTo_ ? 0 : 1, moved.bytes += bytes;
+    moved_ = true, movedTo_ = from + bytes;
+}
+
+void Instruction::CountGlobal(GmRange& range, size_t from, size_t bytes, bool writes) {
+    range.Touch(from, bytes, writes);
+    if (pipe_ == PIPE_S) core_.counters.Note(Event::kScalarGlobal);
+    else if (pipe_ == PIPE_MTE2) CountMove(core_.isVector ? Path::kGmToUb : Path::kGmToL1, from, bytes);
+    else if (pipe_ == PIPE_MTE3) CountMove(core_.isVector ? Path::kUbToGm : Path::kL1ToGm, from, bytes);
+    else if (pipe_ == PIPE_FIX) CountMove(Path::kL0cToGm, from, bytes);
+}
+
+void Instruction::CountLocal(Memory memory, uint32_t from, uint32_t bytes, const char* operand, bool writes) {
+    if (pipe_ == PIPE_S) core_.counters.Note(Event::kScalarLocal);
+    if (pipe_ == PIPE_MTE1 && writes) CountMove(memory == Memory::kL0a ? Path::kToL0a : Path::kToL0b, from, bytes);
+    if (pipe_ != PIPE_V) return;
+    const uintptr_t key = reinterpret_cast<uintptr_t>(operand) << 1 | (writes ? 1u : 0u);
+    for (auto& [name, sum] : operands_) {
+        if (name != 0 && name != key) continue;
+        name = key, sum += bytes;
+        return;
+    }
+}
+
+void Instruction::CountVector() const {
+    uint64_t longest = 0;
+    for (const auto& [name, sum] : operands_) longest = std::max(longest, sum);
+    if (longest == 0) return;
+    core_.counters.NoteVector(name_, lanes_ == 0 ? 0 : kRepeat / lanes_, repeats_ != 0 ? repeats_ : (longest + kRepeat - 1) / kRepeat);
 }
 
 const uint8_t* Instruction::ReadGm(const uint8_t* address, size_t bytes, const char* operand) {

@@ -112,6 +112,7 @@ void Launch::Run(const std::function<void()>& kernel) {
     }
     if (error_.empty()) CheckEnd();
     if (!error_.empty()) throw TwinError(error_);
+    if (Profiling()) KeepProfile(*this);
     for (auto& range : ranges_) {
         if (range->home != nullptr) std::memcpy(range->home, range->data, range->bytes);
     }
@@ -219,6 +220,7 @@ void Launch::SyncAll(Core& core, bool vectorOnly, const Where& where) {
     RequireAllStarted("SyncAll", where);
     if (vectorOnly && !core.isVector) Fail("SyncAll", where, "SyncAll() joins vector cores only; use SyncAll<false>() on the cube core");
     core.Barrier(PIPE_ALL);
+    core.counters.Note(Event::kSyncAll);
     Slot& slot = *cores_[core.index];
     const size_t kind = vectorOnly ? 1 : 0, round = slot.arrivals[kind].size();
     slot.arrivals[kind].push_back(core.Complete(PIPE_S));
@@ -266,6 +268,7 @@ void Launch::CrossSet(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, cons
     if (flag >= kCrossFlags) Fail("CrossCoreSetFlag", where, Format("flag ids are 0..10 (SyncAll uses 11..14), got %u", flag));
     RequireAllStarted("CrossCoreSetFlag", where);
     Slot& slot = *cores_[core.index];
+    core.counters.Note(Event::kCrossSet);
     core.known[pipe].Join(core.known[PIPE_S]);
     slot.sets[flag].push_back(core.Complete(pipe));
     slot.modes[flag] = mode;
@@ -279,6 +282,7 @@ void Launch::CrossSet(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, cons
 void Launch::CrossWait(Core& core, uint8_t mode, pipe_t pipe, uint16_t flag, const Where& where) {
     if (flag >= kCrossFlags) Fail("CrossCoreWaitFlag", where, Format("flag ids are 0..10 (SyncAll uses 11..14), got %u", flag));
     Slot& slot = *cores_[core.index];
+    core.counters.Note(Event::kCrossWait);
     const std::vector<Slot*> senders = Senders(core, mode);
     const size_t round = slot.waits[flag];
     WaitUntil(core, Format("CrossCoreWaitFlag<%u>(%u) at line %d", mode, flag, where.line), [senders, flag, round] {

@@ -12,6 +12,7 @@
 #include <unordered_set>
 #include <vector>
 
+#include "twin/profile.h"
 #include "twin/types.h"
 
 namespace twin {
@@ -93,6 +94,9 @@ struct GmRange {
     std::vector<std::unique_ptr<GmPage>> pages;   // of whatever may be written; made when touched
     uint8_t* home = nullptr;                      // where an output is copied to at the end
     std::vector<uint8_t> storage;                 // red zone, data, red zone
+    std::vector<uint64_t> touched;                // a bit per 32-byte block, while launches count
+    std::array<uint64_t, 2> moved{};              // bytes read and written
+    void Touch(size_t from, size_t bytes, bool writes);
     GmBlock& Block(size_t index);
 };
 
@@ -138,6 +142,8 @@ public:
     bool hasDeqScale = false;
     Atomic atomic = Atomic::kOff;      // what DMA writes to global memory do
     const void* atomicType = nullptr;  // the type they were set for
+    bool counting;                     // for a profile
+    Counters counters;
     bool infNanBefore, infNan;  // bit 48 of the control register: when the kernel began, drawn from the seed, and now
     bool infNanSet = false;     // by the kernel
     bool stateSet = false;  // by a TPipe or InitSocState
@@ -154,7 +160,7 @@ public:
     void Barrier(pipe_t pipe);
     /// A queue takes an event id for what EnQue or FreeTensor tells, and gives it back when the other side has heard.
     void TakeEvent(const char* name, pipe_t source, pipe_t target, const Where& where);
-    void GiveEvent(pipe_t source, pipe_t target) { queueEvents[source][target] -= source != target ? 1 : 0; }
+    void GiveEvent(pipe_t source, pipe_t target);
     void Forget(Memory memory, uint32_t from, uint32_t bytes);
     void CheckEnd();
 };
@@ -185,6 +191,11 @@ struct Peeked {
 class Instruction {
 public:
     Instruction(const char* name, pipe_t pipe, const Where& where);
+    ~Instruction() {
+        if (core_.counting && pipe_ == PIPE_V) CountVector();
+    }
+    Instruction(const Instruction&) = delete;
+    Instruction& operator=(const Instruction&) = delete;
 
     [[noreturn]] void Fail(const std::string& rule) const { twin::Fail(name_, where_, rule); }
     void Require(bool condition, const char* format, ...) const __attribute__((format(printf, 3, 4)));
@@ -202,11 +213,21 @@ public:
     /// The rule of the scalar data cache, which nothing keeps coherent with global memory.
     void RequireFreshLine(const uint8_t* address);
     void Align(const LocalSpan& tensor, uint32_t bytes, const char* operand) const;
+    /// For the profile: repeats of 256 bytes with so many lanes. Without it they follow from the bytes of the longest operand.
+    void Repeats(uint32_t lanes, uint64_t repeats) const { lanes_ = lanes, repeats_ = repeats; }
+    /// For the profile: products of elements of `width` bytes.
+    void Multiplies(uint32_t width, uint64_t macs) const {
+        if (core_.counting) core_.counters.macs[width] += macs, ++core_.counters.products;
+    }
     Core& core() const { return core_; }
 
 private:
     uint32_t Local(const LocalSpan& tensor, int64_t offset, uint32_t bytes, const char* operand, bool writes);
     uint8_t* Global(const uint8_t* address, size_t bytes, const char* operand, Access::Kind kind);
+    void CountLocal(Memory memory, uint32_t from, uint32_t bytes, const char* operand, bool writes);
+    void CountGlobal(GmRange& range, size_t from, size_t bytes, bool writes);
+    void CountMove(Path path, size_t from, size_t bytes);
+    void CountVector() const;
     bool Ordered(uint16_t agent, uint32_t number) const;
     [[noreturn]] void Hazard(const Access& before, const char* operand, const char* relation, const std::string& place) const;
     [[noreturn]] void LocalHazard(const LocalSpan& tensor, uint32_t block, const char* operand, bool writes) const;
@@ -219,6 +240,11 @@ private:
     Where where_;
     uint32_t number_;
     bool inOrder_ = false;
+    mutable uint32_t lanes_ = 0;
+    mutable uint64_t repeats_ = 0;
+    std::array<std::pair<uintptr_t, uint64_t>, 5> operands_{};  // bytes read and written of each, by name
+    bool moved_ = false;
+    size_t movedTo_ = 0;
 };
 
 }  // namespace twin

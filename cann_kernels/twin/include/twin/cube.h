@@ -247,6 +247,7 @@ void Mmad(const LocalTensor<C>& dst, const LocalTensor<T>& fm, const LocalTensor
     constexpr uint32_t c0 = detail::kC0<T>;
     const uint32_t rows = detail::Ceil(p.m, 16), columns = detail::Ceil(p.n, 16), depth = detail::Ceil(p.k, c0), k16 = detail::Ceil(depth, 16);
     const uint32_t leftBytes = rows * depth * sizeof(T), rightBytes = columns * depth * sizeof(T), bytes = rows * columns * sizeof(C);
+    instruction.Multiplies(sizeof(T), uint64_t{rows} * columns * depth);
     const twin::Peeked left = instruction.Peek(fm.span(), 0, leftBytes, "fm"), right = instruction.Peek(filter.span(), 0, rightBytes, "filter");
     detail::RequireWritten<T>(instruction, left.written, p.m, depth, p.k, twin::kBlock, depth / c0 * twin::kFractal, twin::kFractal, leftBytes, "fm", "row");
     detail::RequireWritten<T>(instruction, right.written, p.n, depth, p.k, twin::kBlock, twin::kFractal, columns / 16 * twin::kFractal, rightBytes,

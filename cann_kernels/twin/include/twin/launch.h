@@ -42,6 +42,14 @@ public:
     /// Runs the kernel on every core. raises TwinError
     void Run(const std::function<void()>& kernel);
 
+    template <typename F>
+    void EachRange(F f) const {
+        for (const auto& range : ranges_) f(*range);
+    }
+    template <typename F>
+    void EachCore(F f) const {
+        for (const auto& slot : cores_) f(*slot->core);
+    }
     const char* kernel() const { return kernel_; }
     ~Launch();
     uint32_t blocks() const { return blocks_; }

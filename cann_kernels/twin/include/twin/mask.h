@@ -109,6 +109,7 @@ template <bool isSetMask, typename M>
 Work MaskedWork(const Instruction& instruction, uint32_t lanes, M mask, int64_t repeats) {
     instruction.Require(repeats >= 0 && repeats <= 255, "repeatTime must be 0..255, got %lld", static_cast<long long>(repeats));
     const auto times = static_cast<uint32_t>(repeats);
+    instruction.Repeats(lanes, times);
     if constexpr (!isSetMask) {
         return ExternalWork(instruction, lanes, times);
     } else {
@@ -132,6 +133,7 @@ Work CountWork(const Instruction& instruction, uint32_t lanes, int64_t count) {
     } else {
         work = ExternalWork(instruction, lanes, 1);
     }
+    instruction.Repeats(lanes, work.repeats);
     return work;
 }
 

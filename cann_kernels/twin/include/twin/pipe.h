@@ -292,6 +292,7 @@ void WaitFlag(int32_t eventID, const twin::Where& where = twin::Where::Here()) {
 template <pipe_t pipe>
 void PipeBarrier() {
     static_assert(pipe != PIPE_S, "PIPE_S is in order by itself");
+    twin::Current().counters.Note(twin::Event::kBarrier);
     twin::Current().Barrier(pipe);
 }
 
@@ -306,7 +307,7 @@ template <bool isAIVOnly = true>
 void SyncAll(const GlobalTensor<int32_t>& gmWorkspace, const LocalTensor<int32_t>& ubWorkspace, const int32_t usedCores = 0,
              const twin::Where& where = twin::Where::Here()) {
     twin::Core& core = twin::Current();
-    core.launch.SoftSyncAll(core, (uint8_t*)gmWorkspace.GetPhyAddr(), ubWorkspace.GetSize() * sizeof(int32_t), usedCores,
+    core.launch.SoftSyncAll(core, const_cast<uint8_t*>(twin::HostBytes(gmWorkspace.GetPhyAddr())), ubWorkspace.GetSize() * sizeof(int32_t), usedCores,
                             isAIVOnly, where);
 }
 

@@ -39,8 +39,9 @@ Wide<T> TreeSum(const Wide<T>* lane, uint32_t count) {
 template <typename T>
 Extreme FindExtreme(const Values<T>& values, uint32_t first, uint32_t count, bool largest) {
     Extreme best;
+    const bool all = values.active.Leading() >= first + count;
     for (uint32_t i = first; i < first + count; ++i) {
-        if (!values.active.Has(i)) continue;
+        if (!all && !values.active.Has(i)) continue;
         const float value = values.lane[i];
         const bool better = !best.found || value != value || (largest ? value > best.value : value < best.value);
         if (better) best = {true, value, i};

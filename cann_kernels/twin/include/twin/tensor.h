@@ -82,7 +82,7 @@ public:
         return value;
     }
 
-    void SetValue(uint64_t index, T value, const twin::Where& where = twin::Where::Here()) const {
+    void SetValue(uint64_t index, T value, const twin::Where& where = twin::Where::Here()) {
         twin::Instruction instruction("GlobalTensor::SetValue", PIPE_S, where);
         uint8_t* at = twin::HostBytes(address_ + index);
         instruction.core().dirtyLines.insert(reinterpret_cast<uintptr_t>(at) / twin::kCacheLine);
