@@ -44,7 +44,6 @@ public:
         if (tiling_.isRegrouped != 0) {
             pipe->InitBuffer(groupedBuf_, tiling_.sortLanes * sizeof(float));
             pipe->InitBuffer(sourceBuf_, tiling_.sortLanes * sizeof(uint32_t));
-            Regroup();
         }
         pipe->InitBuffer(groupSumBuf_, ROUTE_MAX_GROUPS * sizeof(float));
         pipe->InitBuffer(groupRampBuf_, ROUTE_MAX_GROUPS * sizeof(uint32_t));
@@ -52,6 +51,7 @@ public:
         pipe->InitBuffer(bitsBuf_, 32);
         AscendC::CreateVecIndex(groupRampBuf_.Get<int32_t>(), (int32_t)0, ROUTE_MAX_GROUPS);
         AscendC::Duplicate(groupSumBuf_.Get<float>(), -ROUTE_INFINITY, (int32_t)ROUTE_MAX_GROUPS);
+        if (tiling_.isRegrouped != 0) Regroup();
     }
 
     /// ids: the topk best of ranks [expertLanes], best first, and further ones up to 32. Begins behind a barrier, ends with one.

@@ -16,7 +16,7 @@ from ascend_dsv4.ops.registry import implements
 from ascend_dsv4.twin.kernel_library import current_settings, kernel_library
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_EXPERTS, MAX_TOPK, MAX_QUANTIZED_WIDTH = 1024, 64, 8192
+MAX_EXPERTS, MAX_TOPK, MAX_QUANTIZED_WIDTH, MAX_SEGMENTS = 1024, 64, 8192, 4096
 FIELDS = (
     "num_tokens", "hidden_size", "topk", "num_experts", "first_expert", "end_expert", "num_ranks", "dtype", "quantize",
     "has_smooth", "num_cores", "reserved",
@@ -27,6 +27,15 @@ class Params(ctypes.Structure):
     """MoeDispatchParams of `cann_kernels/moe_dispatch/moe_dispatch.h`."""
 
     _fields_ = [(name, ctypes.c_uint32) for name in FIELDS]
+
+
+class RegroupParams(ctypes.Structure):
+    """MoeRegroupParams of `cann_kernels/moe_dispatch/moe_regroup.h`."""
+
+    _fields_ = [
+        (name, ctypes.c_uint32)
+        for name in ("num_rows", "row_bytes", "num_ranks", "experts_per_rank", "num_cores", "reserved")
+    ]
 
 
 class Dispatched(NamedTuple):
@@ -92,6 +101,48 @@ def dispatch_rows(
         current_settings().vector_cores, 0,
     )  # fmt: skip
     kernel_library().launch("moe_dispatch", params, _addresses(inputs), _addresses(done))
+    return done
+
+
+class Regrouped(NamedTuple):
+    """Received rows by local expert, in order of the sending rank. Rows past Σ counts hold nothing."""
+
+    rows: Tensor
+    row_weights: Tensor
+    counts: Tensor
+    """[experts_per_rank] int32, rows of each expert."""
+    row_of: Tensor
+    """[num_rows] int32, where each received row stands: answers go back as answers[row_of]."""
+
+
+def regroup_rows(rows: Tensor, row_weights: Tensor, counts: Tensor) -> Regrouped:
+    """What an all-to-all of dispatched rows brings, brought together by expert.
+
+    rows [num_rows, hidden_size] of any dtype, row_weights [num_rows] float32, both by sending rank and local expert; counts
+    [num_ranks, experts_per_rank] int32, their rows. Raises UnsupportedError for what the kernel does not have, ValueError for
+    counts of more rows than there are, KernelError for a broken rule.
+    """
+    num_rows, (num_ranks, num_experts) = rows.shape[0], counts.shape
+    if not 1 <= counts.numel() <= MAX_SEGMENTS:
+        raise UnsupportedError(
+            f"regroup_rows: got {num_ranks} ranks of {num_experts} experts; expected 1 to {MAX_SEGMENTS} in all, because the "
+            "counts stay in the unified buffer; choose another implementation"
+        )
+    if int(counts.min()) < 0 or int(counts.sum()) > num_rows:
+        raise ValueError(
+            f"regroup_rows: got counts of {int(counts.sum())} rows, the least being {int(counts.min())}; expected none below 0 "
+            f"and at most {num_rows} in all, because so many rows were received; pass the counts that were exchanged"
+        )
+    done = Regrouped(
+        torch.empty(rows.shape, dtype=rows.dtype), torch.empty(num_rows), torch.zeros(num_experts, dtype=torch.int32),
+        torch.empty(num_rows, dtype=torch.int32),
+    )  # fmt: skip
+    if rows.numel() == 0:
+        return done
+    inputs = [tensor.contiguous() for tensor in (rows, row_weights, counts)]
+    row_bytes = rows.shape[1] * rows.element_size()
+    params = RegroupParams(num_rows, row_bytes, num_ranks, num_experts, current_settings().vector_cores, 0)
+    kernel_library().launch("moe_regroup", params, _addresses(inputs), _addresses(done))
     return done
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ascend_dsv4.errors import UnsupportedError
-from ascend_dsv4.ops.moe_dispatch.ascendc import dispatch_rows, moe_dispatch
+from ascend_dsv4.ops.moe_dispatch.ascendc import dispatch_rows, moe_dispatch, regroup_rows
 from ascend_dsv4.ops.moe_dispatch.reference import moe_dispatch as reference
 from ascend_dsv4.twin.kernel_library import settings
 
@@ -138,3 +138,39 @@ def test_refuses_arguments_that_do_not_fit():
         dispatch_rows(x, ids, weights, num_experts=5, smooth=torch.ones(5, 16))
     with pytest.raises(UnsupportedError, match="8200 columns"):
         dispatch_rows(torch.zeros(3, 8200), ids, weights, num_experts=5, quantize=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize(("num_ranks", "num_experts", "hidden_size"), [(1, 1, 5), (4, 3, 2100), (8, 32, 16), (2, 1, 30000)])
+def test_regrouped_rows(dtype, num_ranks, num_experts, hidden_size):
+    """A stable sort by expert; empty segments, rows that nobody sent at the end."""
+    generator = torch.Generator().manual_seed(num_ranks)
+    counts = torch.randint(0, 4, (num_ranks, num_experts), generator=generator).int()
+    sent = int(counts.sum())
+    rows = torch.randint(-100, 100, (sent + 2, hidden_size), generator=generator).to(dtype)
+    weights = torch.rand(sent + 2, generator=generator)
+    expert = torch.arange(num_experts).repeat(num_ranks).repeat_interleave(counts.flatten())
+    order = torch.sort(expert, stable=True).indices
+    for seed, cores in enumerate((1, 3, 40)):
+        with settings(seed=seed, vector_cores=cores):
+            done = regroup_rows(rows, weights, counts)
+        assert torch.equal(done.rows[:sent], rows[order])
+        assert torch.equal(done.row_weights[:sent], weights[order])
+        assert done.counts.tolist() == counts.sum(0).tolist()
+        assert torch.equal(done.rows[done.row_of[:sent]], rows[:sent])
+
+
+def test_many_rows_of_one_expert():
+    """More than one chunk of weights and places."""
+    counts = torch.tensor([[5000, 1], [3, 0]], dtype=torch.int32)
+    rows = torch.arange(5004)[:, None]
+    done = regroup_rows(rows, torch.rand(5004), counts)
+    assert done.rows.flatten().tolist() == [*range(5000), 5001, 5002, 5003, 5000]
+    assert done.row_of.tolist() == [*range(5000), 5003, 5000, 5001, 5002]
+
+
+def test_regroup_refuses_counts_of_more_rows():
+    with pytest.raises(ValueError, match="at most 3 in all"):
+        regroup_rows(torch.zeros(3, 8), torch.zeros(3), torch.tensor([[4]], dtype=torch.int32))
+    with pytest.raises(UnsupportedError, match="5000 experts"):
+        regroup_rows(torch.zeros(3, 8), torch.zeros(3), torch.zeros(1, 5000, dtype=torch.int32))
