@@ -108,7 +108,8 @@ private:
         params.dstNzMatrixStride = (uint16_t)(16 * width);
         AscendC::DataCopy(tile, keys_[(slot * tiling_.scorePitch + start) * pitch + column], params);
         keyQue_.EnQue(tile);
-        return keyQue_.template DeQue<T>();
+        tile = keyQue_.template DeQue<T>();
+        return tile;
     }
 
     /// Columns [column, column + cols) of rows of heads in L1 to L0A.
@@ -122,7 +123,8 @@ private:
             AscendC::LoadData(left[i * (cols / C0) * FRACTAL], tile, params);
         }
         leftQue_.EnQue(left);
-        return leftQue_.template DeQue<T>();
+        left = leftQue_.template DeQue<T>();
+        return left;
     }
 
     /// Columns [column, column + cols) of keys to L0B, for a product along the columns.
@@ -136,7 +138,8 @@ private:
             AscendC::LoadData(right[i * FRACTAL], tile, params);
         }
         rightQue_.EnQue(right);
-        return rightQue_.template DeQue<T>();
+        right = rightQue_.template DeQue<T>();
+        return right;
     }
 
     /// Columns [column, column + cols) of a tile of keys `width` columns wide to L0B, for a product along the rows.
@@ -156,7 +159,8 @@ private:
             }
         }
         rightQue_.EnQue(right);
-        return rightQue_.template DeQue<T>();
+        right = rightQue_.template DeQue<T>();
+        return right;
     }
 
     __aicore__ inline void Multiply(const AscendC::LocalTensor<float>& sum, const AscendC::LocalTensor<T>& left,

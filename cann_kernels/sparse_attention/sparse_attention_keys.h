@@ -103,7 +103,6 @@ private:
                              AscendC::DataCopyExtParams(1, chosen * (uint32_t)sizeof(int32_t), 0, 0, 0),
                              AscendC::DataCopyPadExtParams<int32_t>(true, 0, (uint8_t)((8 - chosen % 8) % 8), 0));
         Wait<AscendC::HardEvent::MTE2_S>();
-        Wait<AscendC::HardEvent::MTE2_V>();
         return chosen;
     }
 

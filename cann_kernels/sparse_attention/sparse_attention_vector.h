@@ -308,7 +308,6 @@ private:
         }
         AscendC::LocalTensor<float> top = mergeBuf_.template Get<float>();
         AscendC::LocalTensor<float> total = top[STATS];
-        AscendC::PipeBarrier<PIPE_V>();
         AscendC::Adds(top, sinkBuf_.template Get<float>(), 0.0f, (int32_t)rows_);
         AscendC::Duplicate(total, 1.0f, (int32_t)rows_);
         for (uint32_t range = 0; range < item.ranges; ++range) {
@@ -332,7 +331,8 @@ private:
             AscendC::DataCopyPad(stats[STATS], stats_[from + STATS], row, noPad);
         }
         statInQue_.EnQue(stats);
-        return statInQue_.template DeQue<float>();
+        stats = statInQue_.template DeQue<float>();
+        return stats;
     }
 
     __aicore__ inline void AddRange(const AscendC::LocalTensor<float>& top, const AscendC::LocalTensor<float>& total,
@@ -400,7 +400,6 @@ private:
         AscendC::LocalTensor<float> stats = LoadStats(item, range, head, rows, false);
         AscendC::LocalTensor<float> factor = factorBuf_.template Get<float>();
         AscendC::LocalTensor<float> broad = broadBuf_.template Get<float>();
-        AscendC::PipeBarrier<PIPE_V>();
         AscendC::Sub(factor, stats, top, (int32_t)rows);
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::Exp(factor, factor, (int32_t)rows);

@@ -15,7 +15,7 @@ uint32_t EntryDtype(c10::string_view name) {
     return name == "float32" ? 0 : name == "bfloat16" ? 1 : 2;
 }
 
-/// Writes cache and state, which are contiguous. Grids of the cache are another operator's: rounding is none.
+/// Writes cache and state; one that is not contiguous is copied back. Grids of the cache are another operator's: rounding is none.
 void CompressKv(at::Tensor& cache, at::Tensor& state, const at::Tensor& kv, const at::Tensor& gate, const at::Tensor& ape,
                 const at::Tensor& norm, const at::Tensor& cos, const at::Tensor& sin, const at::Tensor& positions,
                 const at::Tensor& req_idx, const at::Tensor& cu_query_lens, const at::Tensor& state_slots, const at::Tensor& slots,
@@ -33,10 +33,13 @@ void CompressKv(at::Tensor& cache, at::Tensor& state, const at::Tensor& kv, cons
     params.outDtype = DtypeCode("compress_kv", cache), params.entryDtype = EntryDtype(entry_dtype);
     params.outRows = static_cast<uint64_t>(cache.size(0)) * cache.size(1);
     params.eps = static_cast<float>(eps), params.numCores = VectorCores();
+    const at::Tensor output = cache.contiguous(), kept = state.contiguous();
     Run(k_compress_kv, params,
         {kv.contiguous(), gate.contiguous(), ape.contiguous(), norm.to(at::kFloat).contiguous(), cos.contiguous(), sin.contiguous(),
          positions.contiguous(), req_idx.contiguous(), cu_query_lens.contiguous(), state_slots.contiguous(), slots.contiguous()},
-        {cache, state});
+        {output, kept});
+    if (!output.is_same(cache)) cache.copy_(output);
+    if (!kept.is_same(state)) state.copy_(kept);
 }
 
 }  // namespace

@@ -17,14 +17,15 @@ at::Tensor SparseAttention(const at::Tensor& q, const at::Tensor& win_kv, const 
     if (q.is_meta() || q.numel() == 0) return o;
     at::Tensor cache = Contiguous(cmp_kv), chosen = Contiguous(entries), table = Contiguous(block_table);
     if (!cache.defined() || !table.defined()) cache = chosen = table = at::Tensor();
-    for (const at::Tensor& tensor : {win_kv, cache}) RequireDtype("sparse_attention", "a cache", tensor, q.scalar_type());
+    RequireDtype("sparse_attention", "cmp_kv", cache, win_kv.scalar_type());
     for (const at::Tensor& tensor : {chosen, positions, req_idx, window_table, table}) {
         RequireDtype("sparse_attention", "an index", tensor, at::kInt);
     }
     RequireDtype("sparse_attention", "sink", sink, at::kFloat);
     SparseAttentionParams params = {};
     params.numTokens = Size(q, 0), params.numHeads = Size(q, 1), params.headDim = Size(q, 2);
-    params.dtype = DtypeCode("sparse_attention", q), params.window = static_cast<uint32_t>(window);
+    params.dtype = DtypeCode("sparse_attention", q), params.cacheDtype = DtypeCode("sparse_attention", win_kv);
+    params.window = static_cast<uint32_t>(window);
     params.numWindowBlocks = Size(win_kv, 0), params.windowBlockRows = Size(win_kv, 1);
     params.numRequests = Size(window_table, 0), params.windowColumns = Size(window_table, 1);
     params.ratio = static_cast<uint32_t>(ratio), params.scale = static_cast<float>(scale), params.numCores = AiCores();
