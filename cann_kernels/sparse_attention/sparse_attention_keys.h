@@ -38,6 +38,10 @@ public:
         pipe_->InitBuffer(entryBuf_, pitch * (uint32_t)sizeof(int32_t));
         pipe_->InitBuffer(wideEntryBuf_, pitch * (uint32_t)sizeof(float));
         pipe_->InitBuffer(maskBuf_, pitch / 8);
+        stagesTable_ = tiling_.params.maxBlocks > 0 && tiling_.params.maxBlocks <= TABLE_ENTRIES;
+        if (stagesTable_) {
+            pipe_->InitBuffer(tableBuf_, tiling_.params.maxBlocks * (uint32_t)sizeof(int32_t));
+        }
         pipe_->InitBuffer(zeroBuf_, zeroElements_ * (uint32_t)sizeof(float));
         InitConstants();
     }
@@ -54,6 +58,7 @@ public:
     /// This core's half of every group of keys to the workspace. Tells the cube core of each group.
     __aicore__ inline void Gather(const SparseAttentionItem& item)
     {
+        StageTable(item);
         const uint32_t chosen = StageEntries(item);
         MakeBias(item, chosen);
         for (uint32_t start = 0; start < item.padded; start += SPARSE_ATTENTION_GROUP) {
@@ -67,6 +72,7 @@ public:
 private:
     static constexpr bool SAME = AscendC::IsSameType<C, K>::value;
     static constexpr uint32_t STAGE_BYTES = 8192;
+    static constexpr uint32_t TABLE_ENTRIES = 1024;
 
     __aicore__ inline void InitConstants()
     {
@@ -84,6 +90,20 @@ private:
         const AscendC::TEventID id = pipe_->FetchEventID(event);
         AscendC::SetFlag<event>(id);
         AscendC::WaitFlag<event>(id);
+    }
+
+    /// The block table of the item's request, if it fits: lookups in global memory would take the scalar unit longest of all.
+    __aicore__ inline void StageTable(const SparseAttentionItem& item)
+    {
+        if (!stagesTable_ || item.request == stagedRequest_) {
+            return;
+        }
+        stagedRequest_ = item.request;
+        Wait<AscendC::HardEvent::S_MTE2>();
+        const uint32_t bytes = tiling_.params.maxBlocks * (uint32_t)sizeof(int32_t);
+        AscendC::DataCopyPad(tableBuf_.template Get<int32_t>(), blockTable_[(uint64_t)item.request * tiling_.params.maxBlocks],
+                             AscendC::DataCopyExtParams(1, bytes, 0, 0, 0), AscendC::DataCopyPadExtParams<int32_t>(false, 0, 0, 0));
+        Wait<AscendC::HardEvent::MTE2_S>();
     }
 
     /// Entries chosen for the slots of the range, for the scalar unit and for MakeBias. Returns how many.
@@ -162,8 +182,10 @@ private:
             return {0, 0, false};
         }
         const uint32_t within = (uint32_t)chosen % params.blockRows;
-        const uint64_t cell = (uint64_t)item.request * params.maxBlocks + (uint32_t)chosen / params.blockRows;
-        const uint64_t row = (uint64_t)blockTable_.GetValue(cell) * params.blockRows + within;
+        const uint32_t page = (uint32_t)chosen / params.blockRows;
+        const int32_t block = stagesTable_ ? tableBuf_.template Get<int32_t>().GetValue(page)
+                                           : blockTable_.GetValue((uint64_t)item.request * params.maxBlocks + page);
+        const uint64_t row = (uint64_t)block * params.blockRows + within;
         uint32_t longest = Least(most, params.blockRows - within, item.entries - at);
         if (listed) {
             uint32_t count = 1;
@@ -249,6 +271,8 @@ private:
     uint32_t rowPitch_;      // elements of a key in the unified buffer
     uint32_t stageRows_;
     uint32_t zeroElements_;
+    int32_t stagedRequest_ = -1;
+    bool stagesTable_;       // the block table of a request fits into the unified buffer
     AscendC::TQueBind<AscendC::TPosition::VECIN, AscendC::TPosition::VECOUT, 1> stageQue_;
     AscendC::TQue<AscendC::TPosition::VECIN, 1> narrowQue_;
     AscendC::TQue<AscendC::TPosition::VECOUT, 1> wideQue_;
@@ -257,6 +281,7 @@ private:
     AscendC::TBuf<AscendC::TPosition::VECCALC> entryBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> wideEntryBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> maskBuf_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> tableBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> zeroBuf_;
     AscendC::GlobalTensor<C> winKv_;
     AscendC::GlobalTensor<C> cmpKv_;

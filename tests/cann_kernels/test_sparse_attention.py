@@ -99,6 +99,13 @@ def test_entries_that_are_not_visible_do_not_count():
     assert same_bits(sparse_attention(**(call | {"entries": later})), wanted)
 
 
+@pytest.mark.parametrize("topk", [None, 30])
+def test_a_block_table_too_long_to_be_staged(topk):
+    call = make_call([4400, 4500], ratio=1, block_rows=4, topk=topk)
+    assert call["block_table"].shape[1] > 1024
+    assert_close(sparse_attention(**call), call)
+
+
 def test_sinks_at_the_edge():
     """-inf takes nothing, as does -1e30; inf and 1e30 take everything and overflow nowhere."""
     call = make_call([100, 30])
