@@ -166,15 +166,17 @@ def _cells(selection: Selection) -> tuple[dict[tuple[str, str], tuple[str, ...]]
     cells: dict[tuple[str, str], tuple[str, ...]] = {}
     omissions = []
     for implementation in selection.implementations:
+        known = implementation in IMPLEMENTATION_MODULES
+        lacking = [op for op in selection.ops if known and not has_implementation(op, implementation)]
+        if lacking:
+            omissions.append(f"{implementation}: there is none of {', '.join(lacking)}")
         for op in selection.ops:
-            known = implementation in IMPLEMENTATION_MODULES
-            if known and not has_implementation(op, implementation):
-                omissions.append(f"{op}: it has no implementation {implementation}")
+            if op in lacking:
                 continue
             there = implemented_dtypes(op, implementation) if known else DTYPES
             cells[op, implementation] = tuple(dtype for dtype in selection.dtypes if dtype in there)
             if missing := [dtype for dtype in selection.dtypes if dtype not in there and _runs_in(op, (dtype,))]:
-                omissions.append(f"{op}: its implementation {implementation} takes no {', '.join(missing)}")
+                omissions.append(f"{implementation}: that of {op} takes no {', '.join(missing)}")
         if not any(cell[1] == implementation for cell in cells):
             get_implementation(selection.ops[0], implementation)  # raises, and says what there is
     return cells, tuple(omissions)
