@@ -8,6 +8,7 @@
 #include "compress_kv.h"
 #include "compress_kv_entries.h"
 #include "compress_kv_state.h"
+#include "inf_nan_mode.h"
 
 struct CompressKvAddresses {
     GM_ADDR state;
@@ -44,6 +45,7 @@ extern "C" __global__ __aicore__ void compress_kv(GM_ADDR state, GM_ADDR kv, GM_
                                                   GM_ADDR stateSlots, GM_ADDR slots, GM_ADDR out, CompressKvTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+    const InfNanMode infNanMode;
     const CompressKvAddresses gm = {state, kv, gate, ape, norm, cos, sin, positions, reqIdx, cuQueryLens, stateSlots, slots, out};
     if (tiling.outDtype == COMPRESS_KV_BFLOAT16) {
         CompressKvRun<bfloat16_t>(gm, tiling);

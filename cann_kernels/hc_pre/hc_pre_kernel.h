@@ -11,6 +11,7 @@
 #include "hc_pre_collapse.h"
 #include "hc_pre_mix.h"
 #include "hc_pre_project.h"
+#include "inf_nan_mode.h"
 
 template <typename T>
 __aicore__ inline void HcPreRun(GM_ADDR streams, GM_ADDR fn, GM_ADDR base, GM_ADDR scale, GM_ADDR mix, GM_ADDR x, GM_ADDR post,
@@ -34,6 +35,7 @@ extern "C" __global__ __aicore__ void hc_pre(GM_ADDR streams, GM_ADDR fn, GM_ADD
                                              GM_ADDR post, GM_ADDR comb, GM_ADDR pre, GM_ADDR workspace, HcPreTiling tiling)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+    const InfNanMode infNanMode;
     if (tiling.dtype == HC_PRE_BFLOAT16) {
         HcPreRun<bfloat16_t>(streams, fn, base, scale, mix, x, post, comb, pre, workspace, tiling);
     } else if (tiling.dtype == HC_PRE_FLOAT16) {

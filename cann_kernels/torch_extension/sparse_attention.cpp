@@ -17,6 +17,10 @@ at::Tensor SparseAttention(const at::Tensor& q, const at::Tensor& win_kv, const 
     if (q.is_meta() || q.numel() == 0) return o;
     at::Tensor cache = Contiguous(cmp_kv), chosen = Contiguous(entries), table = Contiguous(block_table);
     if (!cache.defined() || !table.defined()) cache = chosen = table = at::Tensor();
+    if (win_kv.scalar_type() == at::kFloat && q.scalar_type() != at::kFloat) {  // they meet in float32
+        return SparseAttention(q.to(at::kFloat), win_kv, cmp_kv, entries, sink, positions, req_idx, window_table, block_table, window, ratio,
+                               scale).to(q.scalar_type());
+    }
     RequireDtype("sparse_attention", "cmp_kv", cache, win_kv.scalar_type());
     for (const at::Tensor& tensor : {chosen, positions, req_idx, window_table, table}) {
         RequireDtype("sparse_attention", "an index", tensor, at::kInt);

@@ -148,7 +148,8 @@ struct Attention {
         if (!Is(mistake, "cube_does_not_wait")) CrossCoreWaitFlag<2, PIPE_MTE2>(1);
         ToL1(p, p_[GetBlockIdx() * kRows * padded], kRows, keys, padded, kRows);
         SetFlag<HardEvent::MTE2_MTE1>(EVENT_ID0), WaitFlag<HardEvent::MTE2_MTE1>(EVENT_ID0);
-        SetFlag<HardEvent::M_MTE1>(EVENT_ID0), WaitFlag<HardEvent::M_MTE1>(EVENT_ID0);
+        const TEventID free = pipe_.FetchEventID(HardEvent::M_MTE1);
+        SetFlag<HardEvent::M_MTE1>(free), WaitFlag<HardEvent::M_MTE1>(free);
         SetFlag<HardEvent::FIX_M>(EVENT_ID0), WaitFlag<HardEvent::FIX_M>(EVENT_ID0);
         Step(p, kv, keys, kDim, false, o_[GetBlockIdx() * kRows * kDim], kDim);
     }

@@ -22,7 +22,13 @@ def read(op: str, suffix: str) -> str:
     return (KERNELS / op / f"{op}_launch{suffix}").read_text(encoding="utf-8")
 
 
-def places(text: str, op: str) -> dict[str, str]:
+def launchers(text: str) -> dict[str, str]:
+    """Kernel → text of its launcher."""
+    parts = re.split(r'extern "C" int (\w+)_launch', text)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+def places(text: str) -> dict[str, str]:
     """Variable → the argument it comes from, as in[3]."""
     found = re.findall(r"(?:GM_ADDR|uint8_t\*) (\w+) = ([^;]*);", text)
     sources = {name: re.search(r"\b(?:in|out)\[\d\]|\boptional\(\"\w+\", (\d)", value) for name, value in found}
@@ -37,18 +43,21 @@ def arguments(text: str, call: str) -> list[str]:
 
 @pytest.mark.parametrize("op", OPS)
 def test_launchers_hand_over_the_same_arguments(op: str) -> None:
-    twin, device = read(op, "_twin.cpp"), read(op, ".asc")
-    assert places(device, op) == places(twin, op)
-    mine = arguments(device, rf"{op}<<<[^>]*>>>")
-    assert mine == arguments(twin[twin.index("launch.Run") :], op)
-    assert [name for name in mine if name in places(device, op)] and mine[-1] in ("tiling", "t")
+    """Those of a second kernel in the folder too."""
+    twin, device = launchers(read(op, "_twin.cpp")), launchers(read(op, ".asc"))
+    assert twin.keys() == device.keys() and op in twin
+    for name, text in device.items():
+        assert places(text) == places(twin[name])
+        mine = arguments(text, rf"{name}<<<[^>]*>>>")
+        assert mine == arguments(twin[name][twin[name].index("launch.Run") :], name)
+        assert [one for one in mine if one in places(text)] and mine[-1] in ("tiling", "t")
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_launchers_are_c_plus_plus_but_for_the_launch(op: str, tmp_path: Path) -> None:
     """`kernel<<<blocks, 0, stream>>>(...)` becomes a call; everything else is checked as it stands."""
     source = tmp_path / "launch.cpp"
-    text = re.sub(rf"\b{op}<<<([\w.]+), 0, stream>>>\(", rf"(void)\1, (void)stream, {op}(", read(op, ".asc"))
+    text = re.sub(r"\b(\w+)<<<([\w.]+), 0, stream>>>\(", r"(void)\2, (void)stream, \1(", read(op, ".asc"))
     source.write_text(text, encoding="utf-8")
     assert "<<<" not in text
     folders = [f"-I{KERNELS / name}" for name in ("twin/include", "common", op)]

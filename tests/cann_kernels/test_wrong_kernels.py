@@ -54,6 +54,8 @@ CAUGHT = {
     "counter_mode_left_on": ("the kernel ends with its own vector mask in force", "SetMaskNorm"),
     "own_mask_destroyed": ("Muls", "the kernel's own mask is in force"),
     "counter_without_count": ("Add", "counter mode needs SetVectorMask"),
+    "mask_left_by_another": ("Muls", "the mask holds what the last instruction has left in it"),
+    "brcb_under_own_mask": ("Brcb", "the kernel's own mask is in force"),
     "counter_mask_in_normal_mode": ("SetVectorMask", "the mask's mode is normal; call SetMaskCount first"),
     "masked_read_of_poison": ("Muls", "src reads poison"),
     "repeat_reads_the_one_before": ("Muls", "repeat 1 reads as src what repeat 0 writes"),

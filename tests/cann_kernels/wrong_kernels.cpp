@@ -238,8 +238,17 @@ const std::map<std::string, void (*)(const Memory&, const LocalTensor<float>&)> 
         Muls(x[512], x, 2.0f, 64);
     }},
     {"counter_without_count", [](const Memory&, auto& x) {
+        ResetMask();
         SetMaskCount();
         Add<float, false>(x[512], x, x, MASK_PLACEHOLDER, 1, kBinary);
+    }},
+    {"mask_left_by_another", [](const Memory&, auto& x) {
+        Muls(x[512], x, 2.0f, 5, 1, kUnary);
+        Muls<float, false>(x[1024], x, 2.0f, MASK_PLACEHOLDER, 1, kUnary);
+    }},
+    {"brcb_under_own_mask", [](const Memory&, auto& x) {
+        SetVectorMask<float>(0, 15);
+        Brcb(x[512], x, 1, BrcbRepeatParams(1, 8));
     }},
     {"counter_mask_in_normal_mode", [](const Memory&, auto&) { SetVectorMask<float, MaskMode::COUNTER>(0, 100); }},
     {"masked_read_of_poison", [](const Memory&, auto& x) { Muls(x[1024], x[448], 2.0f, 9, 2, kUnary); }},

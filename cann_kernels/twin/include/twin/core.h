@@ -110,6 +110,7 @@ struct Flag {
 struct VectorMask {
     bool counter = false;
     uint64_t high = ~uint64_t{0}, low = ~uint64_t{0};
+    bool known = false;  // what the register holds: instructions that set their own mask leave something in it
     bool Default() const { return !counter && high == ~uint64_t{0} && low == ~uint64_t{0}; }
 };
 

@@ -16,6 +16,7 @@ inline void SetMaskNorm() { twin::Current().mask.counter = false; }
 inline void ResetMask() {
     twin::VectorMask& mask = twin::Current().mask;
     mask.high = mask.low = ~uint64_t{0};
+    mask.known = true;
 }
 
 namespace detail {
@@ -81,11 +82,14 @@ inline Work CountedWork(uint32_t lanes, uint64_t count) {
 inline void RequireOwnMask(const Instruction& instruction) {
     instruction.Require(instruction.core().mask.Default(), "the kernel's own mask is in force (SetMaskCount or SetVectorMask), which this "
                         "instruction would destroy; call SetMaskNorm and ResetMask first, or use isSetMask=false");
+    instruction.core().mask.known = false;
 }
 
 /// Work under the kernel's own mask, which replaces the arguments `mask` and in counter mode `repeats` too.
 inline Work ExternalWork(const Instruction& instruction, uint32_t lanes, uint32_t repeats) {
     const twin::VectorMask& mask = instruction.core().mask;
+    instruction.Require(mask.known, "isSetMask=false, and the mask holds what the last instruction has left in it; call SetVectorMask or "
+                        "ResetMask first");
     if (!mask.counter) return {lanes, repeats, lanes > 64 ? Lanes{{mask.low, mask.high}} : Lanes{{mask.low & Lanes::First(lanes).bits[0], 0}}};
     instruction.Require(mask.high == 0, "counter mode needs SetVectorMask<T, MaskMode::COUNTER>(0, n) before an instruction with isSetMask=false");
     instruction.Require(mask.low <= twin::kUbBytes, "counter mode: %llu elements do not fit into the UB", static_cast<unsigned long long>(mask.low));
@@ -146,7 +150,7 @@ void SetVectorMask(const uint64_t maskHigh, const uint64_t maskLow, const twin::
     instruction.Require(mask.counter == (mode == MaskMode::COUNTER), "the mask's mode is %s; call %s first", mask.counter ? "counter" : "normal",
                         mask.counter ? "SetMaskNorm" : "SetMaskCount");
     instruction.Require(!mask.counter || maskHigh == 0, "maskHigh must be 0 in counter mode");
-    mask.high = maskHigh, mask.low = maskLow;
+    mask.high = maskHigh, mask.low = maskLow, mask.known = true;
 }
 
 template <typename T, MaskMode mode = MaskMode::NORMAL>
@@ -160,6 +164,7 @@ void SetVectorMask(int32_t len, const twin::Where& where = twin::Where::Here()) 
     const detail::Lanes first = detail::Lanes::First(static_cast<uint64_t>(len));
     mask.high = mask.counter ? 0 : first.bits[1];
     mask.low = mask.counter ? static_cast<uint64_t>(len) : first.bits[0];
+    mask.known = true;
 }
 
 }  // namespace AscendC

@@ -179,6 +179,7 @@ public:
         if (core_.pipe != nullptr) twin::Fail("TPipe", where, "another TPipe is alive; one per kernel at a time");
         core_.pipe = this;
         core_.stateSet = true;
+        Hold();
     }
     ~TPipe() { Destroy(); }
     TPipe(const TPipe&) = delete;
@@ -192,6 +193,7 @@ public:
         queues_.clear();
         for (uint32_t memory = 0; memory < twin::kMemories; ++memory) core_.memories[memory].used = 0;
         core_.queueEvents = {};
+        Hold();
         buffers_ = 0;
     }
 
@@ -200,6 +202,7 @@ public:
         if (core_.pipe != this) return;
         Reset();
         core_.Barrier(PIPE_ALL);
+        if (!core_.isVector) core_.heldIds[kOwnEvent] &= static_cast<uint8_t>(~kOwnIds);
         core_.pipe = nullptr;
     }
 
@@ -236,6 +239,16 @@ public:
     }
 
 private:
+    /// On the cube core the device's TPipe keeps the first three ids of M_MTE1, and has set them.
+    static constexpr uint32_t kOwnEvent = static_cast<uint32_t>(HardEvent::M_MTE1);
+    static constexpr uint8_t kOwnIds = 0b111;
+
+    void Hold() {
+        if (core_.isVector) return;
+        core_.heldIds[kOwnEvent] |= kOwnIds;
+        core_.queueEvents[PIPE_M][PIPE_MTE1] = 3;
+    }
+
     void Check(const TwinBuffer& buffer) {
         constexpr const char* states[] = {"free", "allocated and never enqueued", "enqueued and never dequeued", "never freed"};
         if (buffer.state == TwinBuffer::kFree || buffer.state == TwinBuffer::kRetired || !core_.leak.empty()) return;

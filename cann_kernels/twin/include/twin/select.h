@@ -331,6 +331,7 @@ void Brcb(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint8_t re
           const twin::Where& where = twin::Where::Here()) {
     static_assert(sizeof(T) == 2 || sizeof(T) == 4, "Brcb takes 2- and 4-byte types");
     twin::Instruction instruction("Brcb", PIPE_V, where);
+    detail::RequireOwnMask(instruction);
     instruction.Align(dst.span(), twin::kBlock, "dst");
     instruction.Align(src.span(), twin::kBlock, "src");
     const auto &d = dst.span(), &s = src.span();

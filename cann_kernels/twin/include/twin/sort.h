@@ -202,6 +202,7 @@ void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const Loc
     static_assert(detail::kGatherMaskType<T> && twin::kOneOf<U, uint16_t, uint32_t> && sizeof(T) == sizeof(U),
                   "GatherMask has no such types on 2201: uint16_t patterns for 2-byte types, uint32_t patterns for 4-byte types");
     twin::Instruction instruction("GatherMask", PIPE_V, where);
+    detail::RequireOwnMask(instruction);
     const detail::GatherShape shape = detail::GatherSize<T>(instruction, reduceMode, mask, gatherMaskParams);
     instruction.Align(src1Pattern.span(), twin::kBlock, "src1Pattern");
     const uint32_t repeats = gatherMaskParams.repeatTimes, bytes = (shape.perRepeat + 7) / 8;
@@ -223,6 +224,7 @@ void GatherMask(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const uin
                 const GatherMaskParams& gatherMaskParams, uint64_t& rsvdCnt, const twin::Where& where = twin::Where::Here()) {
     static_assert(detail::kGatherMaskType<T>, "GatherMask has no such element type on 2201");
     twin::Instruction instruction("GatherMask", PIPE_V, where);
+    detail::RequireOwnMask(instruction);
     instruction.Require(src1Pattern >= 1 && src1Pattern <= 7, "fixed patterns are 1..7, got %u", src1Pattern);
     const detail::GatherShape shape = detail::GatherSize<T>(instruction, reduceMode, mask, gatherMaskParams);
     const auto keep = [&](uint32_t, uint32_t element) { return detail::FixedPattern(src1Pattern, element); };
