@@ -64,7 +64,8 @@ private:
                                               RowGap(cols, size), 0);
         AscendC::DataCopyPad(fn, fn_[(uint64_t)chunk * HC_PRE_CHUNK], rows, AscendC::DataCopyPadExtParams<float>());
         fnQue_.EnQue(fn);
-        return fnQue_.template DeQue<float>();
+        fn = fnQue_.template DeQue<float>();
+        return fn;
     }
 
     __aicore__ inline void Project(const AscendC::LocalTensor<float>& fn, uint32_t chunk, uint32_t token)

@@ -47,6 +47,8 @@ struct MoeDispatchTiling {
     uint32_t tokensPerChunk;
     uint32_t tileCols;        // an item of the copying is one tile of one token
     uint32_t tilesPerRow;
+    uint32_t isSplit;         // a core may copy tiles of tokens that another core has placed
+    uint32_t reserved;
     uint64_t itemsPerBlock;
 };
 
@@ -69,6 +71,7 @@ inline MoeDispatchTiling MoeDispatchTile(const MoeDispatchParams& params) {
     tiling.tokensPerChunk = MOE_DISPATCH_CHUNK / params.topk;
     tiling.tileCols = tile, tiling.tilesPerRow = (params.hiddenSize + tile - 1) / tile;
     tiling.itemsPerBlock = blocks == 0 ? 0 : (items() + blocks - 1) / blocks;
+    tiling.isSplit = tiling.itemsPerBlock != static_cast<uint64_t>(tiling.tokensPerBlock) * tiling.tilesPerRow ? 1 : 0;
     return tiling;
 }
 

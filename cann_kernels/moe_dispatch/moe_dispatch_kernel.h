@@ -93,7 +93,7 @@ extern "C" __global__ __aicore__ void moe_dispatch(GM_ADDR x, GM_ADDR ids, GM_AD
     plan.Count();
     AscendC::SyncAll();
     plan.Place();
-    AscendC::SyncAll();
+    if (tiling.isSplit != 0) AscendC::SyncAll();  // else a core copies just the tokens that it placed
     if (tiling.quantize == 0 && tiling.dtype == MOE_DISPATCH_FLOAT32) {
         MoeDispatchCopyRun<uint32_t>(x, rows, tiling, plan, &pipe);
     } else if (tiling.quantize == 0) {

@@ -31,6 +31,8 @@ public:
         pipe->InitBuffer(totalBuf_, counters);
         pipe->InitBuffer(beforeBuf_, counters);
         pipe->InitBuffer(nextBuf_, counters);
+        pipe->InitBuffer(sumBuf_, counters);
+        pipe->InitBuffer(baseBuf_, COLUMNS * sizeof(int32_t));
     }
 
     /// Phase 1: this core's histogram goes to the workspace.
@@ -45,7 +47,9 @@ public:
             StageScalars(ids, ids_[token * tiling_.topk], choices, pipe_);
             for (uint32_t i = 0; i < choices; ++i) {
                 const int32_t expert = ids.GetValue(i);
-                if (IsSent(expert)) histogram.SetValue(expert, histogram.GetValue(expert) + 1);
+                if (!IsSent(expert)) continue;
+                const uint32_t counter = CounterOf(expert);
+                histogram.SetValue(counter, histogram.GetValue(counter) + 1);
             }
         }
         Handover<AscendC::HardEvent::S_MTE3>(pipe_);
@@ -74,7 +78,8 @@ public:
     /// For the last phase: experts and rows of the choices from `token` on, as scalars. Returns the first token not staged.
     __aicore__ inline uint32_t Stage(uint32_t token)
     {
-        const uint32_t tokens = SmallerOf(tiling_.numTokens - token, tiling_.tokensPerChunk);
+        const uint32_t end = tiling_.isSplit != 0 ? tiling_.numTokens : (uint32_t)tokens_.end;  // rows that others place may not be there
+        const uint32_t tokens = SmallerOf(end - token, tiling_.tokensPerChunk);
         const uint64_t first = (uint64_t)token * tiling_.topk;
         if (tiling_.hasSmooth != 0) StageScalars(idsBuf_.Get<int32_t>(), ids_[first], tokens * tiling_.topk, pipe_);
         StageScalars(rowOfBuf_.Get<int32_t>(), rowOf_[first], tokens * tiling_.topk, pipe_);
@@ -94,6 +99,8 @@ public:
     }
 
 private:
+    static constexpr uint32_t COLUMNS = 8;  // counters of a block of 32 bytes
+
     __aicore__ inline bool IsSent(int32_t expert) const
     {
         return expert >= (int32_t)tiling_.firstExpert && expert < (int32_t)tiling_.endExpert;
@@ -129,34 +136,80 @@ private:
         }
     }
 
+    /// Counters of consecutive experts are a block apart, so that a running sum over experts adds whole blocks: they are a matrix of
+    /// eight columns, read column by column.
+    __aicore__ inline uint32_t CounterOf(uint32_t expert) const
+    {
+        const uint32_t columnRows = tiling_.expertLanes / COLUMNS;
+        return expert % columnRows * COLUMNS + expert / columnRows;
+    }
+
     /// First row of each expert's next choice of this core. The first core hands out the counts.
     __aicore__ inline void FindFirstRows()
     {
+        const auto lanes = (int32_t)tiling_.expertLanes;
         AscendC::LocalTensor<int32_t> total = totalBuf_.Get<int32_t>();
         AscendC::LocalTensor<int32_t> next = nextBuf_.Get<int32_t>();
+        AscendC::LocalTensor<int32_t> base = baseBuf_.Get<int32_t>();
+        AscendC::PipeBarrier<PIPE_V>();
+        const AscendC::LocalTensor<int32_t> sums = SumColumns(total);
         Handover<AscendC::HardEvent::V_S>(pipe_);
         int32_t row = 0;
-        for (uint32_t expert = 0; expert < tiling_.expertLanes; ++expert) {
-            next.SetValue(expert, row);
-            row += total.GetValue(expert);
+        for (uint32_t column = 0; column < COLUMNS; ++column) {
+            base.SetValue(column, row);
+            row += sums.GetValue(tiling_.expertLanes - COLUMNS + column);
         }
-        if (AscendC::GetBlockIdx() == 0) WriteCounts(total, next);
         Handover<AscendC::HardEvent::S_V>(pipe_);
-        AscendC::Add(next, next, beforeBuf_.Get<int32_t>(), (int32_t)tiling_.expertLanes);
+        AscendC::Sub(next, sums, total, lanes);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Add(next, next, base, (uint64_t)64, (uint8_t)(lanes / 64), AscendC::BinaryRepeatParams(1, 1, 0, 8, 8, 0));
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Add(next, next, beforeBuf_.Get<int32_t>(), lanes);
         Handover<AscendC::HardEvent::V_S>(pipe_);
+        if (AscendC::GetBlockIdx() == 0) WriteCounts(total, next);
     }
 
-    /// `first` holds the first row of each expert.
+    /// Running sums down each column, each counter included: over runs of 2, 4, 8 ... rows.
+    __aicore__ inline AscendC::LocalTensor<int32_t> SumColumns(const AscendC::LocalTensor<int32_t>& counts)
+    {
+        AscendC::LocalTensor<int32_t> from = counts;
+        AscendC::LocalTensor<int32_t> to = sumBuf_.Get<int32_t>();
+        AscendC::LocalTensor<int32_t> spare = nextBuf_.Get<int32_t>();
+        for (uint32_t step = COLUMNS; step < tiling_.expertLanes; step *= 2) {
+            AscendC::Adds(to, from, (int32_t)0, (int32_t)step);
+            AscendC::Add(to[step], from[step], from, (int32_t)(tiling_.expertLanes - step));
+            AscendC::PipeBarrier<PIPE_V>();
+            from = to;
+            to = spare;
+            spare = from;
+        }
+        return from;
+    }
+
+    /// `first` holds the first row of each expert, as no core comes before this one.
     __aicore__ inline void WriteCounts(const AscendC::LocalTensor<int32_t>& total, const AscendC::LocalTensor<int32_t>& first)
     {
-        AscendC::DataCopyPad(counts_, total, AscendC::DataCopyExtParams(1, tiling_.numExperts * (uint32_t)sizeof(int32_t), 0, 0, 0));
+        const uint32_t columnRows = tiling_.expertLanes / COLUMNS;
+        AscendC::LocalTensor<int32_t> counts = sumBuf_.Get<int32_t>();
+        AscendC::LocalTensor<int32_t> offsets = beforeBuf_.Get<int32_t>();
+        AscendC::CreateVecIndex(offsets, (int32_t)0, columnRows);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Muls(offsets, offsets, (int32_t)(COLUMNS * sizeof(int32_t)), (int32_t)columnRows);
+        AscendC::PipeBarrier<PIPE_V>();
+        for (uint32_t column = 1; column < COLUMNS; ++column) {
+            AscendC::Adds(offsets[column * columnRows], offsets, (int32_t)(column * sizeof(int32_t)), (int32_t)columnRows);
+        }
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Gather(counts, total, offsets.ReinterpretCast<uint32_t>(), 0, tiling_.expertLanes);
+        Handover<AscendC::HardEvent::V_MTE3>(pipe_);
+        AscendC::DataCopyPad(counts_, counts, AscendC::DataCopyExtParams(1, tiling_.numExperts * (uint32_t)sizeof(int32_t), 0, 0, 0));
         if (tiling_.expertsPerRank == 0) return;
         AscendC::LocalTensor<int32_t> ranks = rowOfBuf_.Get<int32_t>();
         const uint32_t numRanks = tiling_.numExperts / tiling_.expertsPerRank;
         for (uint32_t rank = 0; rank < numRanks; ++rank) {
-            const uint32_t last = (rank + 1) * tiling_.expertsPerRank - 1;
+            const uint32_t last = CounterOf((rank + 1) * tiling_.expertsPerRank - 1);
             const int32_t end = first.GetValue(last) + total.GetValue(last);
-            ranks.SetValue(rank, end - first.GetValue(rank * tiling_.expertsPerRank));
+            ranks.SetValue(rank, end - first.GetValue(CounterOf(rank * tiling_.expertsPerRank)));
         }
         Handover<AscendC::HardEvent::S_MTE3>(pipe_);
         AscendC::DataCopyPad(rankCounts_, ranks, AscendC::DataCopyExtParams(1, numRanks * (uint32_t)sizeof(int32_t), 0, 0, 0));
@@ -178,7 +231,8 @@ private:
         spreadQue_.EnQue(spread);
     }
 
-    __aicore__ inline void PlaceChunk(const AscendC::LocalTensor<int32_t>& ids, const AscendC::LocalTensor<int32_t>& rowOf, uint32_t choices)
+    __aicore__ inline void PlaceChunk(const AscendC::LocalTensor<int32_t>& ids, const AscendC::LocalTensor<int32_t>& rowOf,
+                                      uint32_t choices)
     {
         AscendC::LocalTensor<int32_t> next = nextBuf_.Get<int32_t>();
         AscendC::LocalTensor<float> spread = spreadQue_.DeQue<float>();
@@ -187,8 +241,9 @@ private:
             const int32_t expert = ids.GetValue(i);
             int32_t row = -1;
             if (IsSent(expert)) {
-                row = next.GetValue(expert);
-                next.SetValue(expert, row + 1);
+                const uint32_t counter = CounterOf(expert);
+                row = next.GetValue(counter);
+                next.SetValue(counter, row + 1);
                 AscendC::DataCopyPad(rowWeights_[row], spread[i * 8], oneValue);
             }
             rowOf.SetValue(i, row);
@@ -208,6 +263,8 @@ private:
     AscendC::TBuf<AscendC::TPosition::VECCALC> totalBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> beforeBuf_;
     AscendC::TBuf<AscendC::TPosition::VECCALC> nextBuf_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> sumBuf_;
+    AscendC::TBuf<AscendC::TPosition::VECCALC> baseBuf_;
     AscendC::GlobalTensor<int32_t> ids_;
     AscendC::GlobalTensor<float> weights_;
     AscendC::GlobalTensor<float> rowWeights_;

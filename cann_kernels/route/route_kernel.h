@@ -40,7 +40,9 @@ public:
         pipe->InitBuffer(sumBuf_, ROUTE_TILE_TOKENS * sizeof(float));
         pipe->InitBuffer(spreadBuf_, ROUTE_TILE_TOKENS * 32);
         pipe->InitBuffer(tokenBuf_, ROUTE_TILE_TOKENS * sizeof(int32_t));
-        AscendC::Duplicate(scoreBuf_.Get<float>(), 0.0f, (int32_t)(tiling_.tileTokens * tiling_.expertLanes));
+        if (tiling_.numExperts != tiling_.expertLanes) {
+            AscendC::Duplicate(scoreBuf_.Get<float>(), 0.0f, (int32_t)(tiling_.tileTokens * tiling_.expertLanes));
+        }
         AscendC::Duplicate(sumBuf_.Get<float>(), 1.0f, (int32_t)ROUTE_TILE_TOKENS);
         if (tiling_.isHashed != 0) {
             pipe->InitBuffer(tableQue_, 1, chosenBytes);
