@@ -29,10 +29,11 @@ MAY_IMPORT_TORCH_NPU = ("ascend_dsv4/backend/npu.py", "ops/*/npu.py")
 MAY_IMPORT_MINDSPORE = ("ascend_dsv4/backend/mindspore.py", "ops/*/mindspore.py")
 EDGES: dict[str, set[str]] = {
     "errors": set(),
+    "user_cache": set(),
     "config": {"errors"},
     "quant": {"errors"},
     "ops": {"quant", "twin", "errors"},
-    "twin": {"errors"},
+    "twin": {"errors", "user_cache"},
     "graph": {"ops", "errors"},
     "model": {"config", "graph", "ops", "quant", "errors"},
     "kv_cache": {"config", "ops", "errors"},
@@ -46,7 +47,7 @@ EDGES: dict[str, set[str]] = {
     "server": {"engine", "config", "runner", "tokenizer", "vision", "errors"},
     "bench": {"errors"},
     "accuracy": {"backend", "config", "engine", "engram", "graph", "kv_cache", "model", "ops", "runner", "errors"},
-    "demo": {"config", "engram", "model", "quant", "tokenizer", "errors"},
+    "demo": {"config", "engram", "model", "quant", "tokenizer", "errors", "user_cache"},
 }
 """Room → rooms it may import. Modules of the package itself (llm, cli, …) may import any room."""
 ANY_ROOM = {"llm", "cli", "__init__", "__main__"}

@@ -11,7 +11,7 @@ cores, until the twin says something or an output differs; then of the kernel's 
 which also call what no case of the operator does.
 
     reported      the twin says what is wrong
-    compiler      without the statement there is no program: a DeQue that declares its tensor (not tried)
+    compiler      without the statement there is no program: a DeQue that declares or returns its tensor (not tried)
     other result  nothing was said, but the outputs are wrong
     survived      nothing happened: the statement is not needed, or no case needs it
 
@@ -79,7 +79,7 @@ class Statement:
     number: int
     """Among equal statements of the function, from 1."""
     declares: bool
-    """Whether it declares a variable that is used behind it: without it there is no program."""
+    """Whether it declares a variable that is used behind it, or returns a value: without it there is no program."""
 
     @property
     def name(self) -> str:
@@ -144,6 +144,7 @@ def statements(file: str, text: str, names: Sequence[str]) -> list[Statement]:
         declared = re.match(r"(?:const\s+)?[\w:]+(?:<[^;=]*>)?\s+(\w+)\s*=", code[start : after.end()])
         rest = code[after.end() : next(end for name, begin, end in bodies if begin < call.start() < end)]
         declares = declared is not None and re.search(rf"\b{declared.group(1)}\b", rest) is not None
+        declares = declares or re.match(r"return\b", said) is not None
         found.append(Statement(file, line, start, after.end(), function, said, seen[function, said], declares))
     return found
 
@@ -202,7 +203,7 @@ class Mutants:
     def judge(self, statement: Statement | None) -> tuple[str, str]:
         """Outcome and what was said. None runs the kernel as it is, whose outputs are right from then on."""
         if statement is not None and statement.declares:
-            return "compiler", "it declares what later statements use"
+            return "compiler", "it declares what later statements use, or returns it"
         skipped = 0 if statement is None else self._numbers[statement]
         ctypes.c_int.in_dll(ctypes.CDLL(str(self._library)), SWITCH).value = skipped
         library = KernelLibrary(self._library)
@@ -232,7 +233,6 @@ class Mutants:
                     return "other result", f"run {number}: other bits than those of the whole kernel"
                 number += 1
         return "survived", ""
-
 
     def _run_tests(self) -> tuple[str, str]:
         tests = TESTS / f"test_{self.op}.py"

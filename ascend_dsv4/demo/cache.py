@@ -19,6 +19,7 @@ from typing import Any, Final, Literal
 from ascend_dsv4.demo import families
 from ascend_dsv4.demo.checkpoint import CONFIG, write_checkpoint
 from ascend_dsv4.errors import ConfigError
+from ascend_dsv4.user_cache import user_cache_folder
 
 MANIFEST: Final = "demo.json"
 """Name of the file that lists the others with their hashes."""
@@ -64,9 +65,7 @@ def _configuration(family: Family) -> Mapping[str, Any]:
 
 def cache_folder(family: Family = "v4") -> Path:
     """Where the demo is kept if nobody names a folder. Another version of the generator has another folder."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    base = named if os.path.isabs(named) else os.path.expanduser("~/.cache")
-    return Path(base) / "ascend-dsv4" / f"demo-{family}-{_generator_hash()[:12]}"
+    return user_cache_folder() / f"demo-{family}-{_generator_hash()[:12]}"
 
 
 def is_intact(folder: Path, family: Family = "v4") -> bool:

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import hashlib
 import os
 import shutil
 import subprocess
-import tempfile
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ascend_dsv4.errors import UnsupportedError
+from ascend_dsv4.user_cache import user_cache_folder
 
 _PACKAGE = Path(__file__).parents[1]
 _FOLDERS = (_PACKAGE / "cann_kernels", _PACKAGE.parent / "cann_kernels")  # installed; in a checkout
@@ -43,10 +43,19 @@ def compiler() -> str:
 
 def build(sources: Sequence[Path], cache: Path | None = None) -> Path:
     """Compile sources and the twin's own into one shared library; a source whose text and headers are unchanged is not compiled
-    again. A source may include headers of its own folder, of `cann_kernels/common` and of the twin. Raises UnsupportedError.
+    again. A source may include headers of its own folder, of `cann_kernels/common` and of the twin.
+
+    cache   where results are kept; None: `twin` in the user's cache
+    raises  UnsupportedError without a compiler, for what it refuses, or if the cache cannot be written
     """
-    folder = cache or Path(tempfile.gettempdir()) / f"ascend-dsv4-twin-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = cache or user_cache_folder() / "twin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnsupportedError(
+            f"{folder}: the built kernels cannot be kept there ({error.strerror}); expected a folder with 100 MB of room. Set "
+            "XDG_CACHE_HOME to a folder that can be written."
+        ) from error
     everything = [*sorted((KERNELS / "twin" / "src").glob("*.cpp")), *sources]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: _compile(source, folder), everything))
@@ -67,14 +76,18 @@ def _digest(parts: Sequence[object]) -> str:
 
 
 def _made(target: Path, command: Sequence[str]) -> Path:
-    """Run a compiler command unless its result is there. Several processes may do so at once."""
+    """Run a compiler command unless its result is there. Of several processes one does, and the others wait for it."""
     if target.exists():
         return target
-    partial = target.with_name(f"{target.name}.{os.getpid()}.{threading.get_ident()}")
-    done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UnsupportedError(f"twin: the kernels do not compile with {command[0]}:\n{done.stderr}")
-    partial.replace(target)
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if target.exists():
+            return target
+        partial = target.with_suffix(".partial")
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise UnsupportedError(f"twin: the kernels do not compile with {command[0]}:\n{done.stderr}")
+        partial.replace(target)
     return target
 
 

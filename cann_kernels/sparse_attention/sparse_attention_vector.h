@@ -282,7 +282,7 @@ private:
     {
         AscendC::CrossCoreWaitFlag<2>(SPARSE_ATTENTION_SUM_READY);
         if (tiling_.split == 0 && item.range + 1 == item.ranges) {
-            Wait<AscendC::HardEvent::MTE3_MTE2>();
+            // The sums are ready, so the weights were, and the maxima that were stored before them.
             Merge(item);
         }
     }
@@ -370,8 +370,8 @@ private:
                 AddSums(out, item, range, top, total, head, rows);
             }
         } else {
+            // No barrier: whatever used it before was followed by a store from the one buffer that `out` has waited for.
             AscendC::LocalTensor<float> sum = tempBuf_.template Get<float>();
-            AscendC::PipeBarrier<PIPE_V>();
             if (headDim_ != pitch) {
                 AscendC::Duplicate(sum, 0.0f, (int32_t)(rows * pitch));
             }

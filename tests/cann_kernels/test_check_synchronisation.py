@@ -33,6 +33,11 @@ __aicore__ inline void Run(TPipe* pipe, uint32_t n)
         DeQue<float>();
     Add(x, x, x, 64); SyncAll();
 }
+__aicore__ inline LocalTensor<float> Next()
+{
+    Run(nullptr, 0);
+    return que_.DeQue<float>();
+}
 """
 
 
@@ -59,7 +64,9 @@ def test_statements_of_a_kernel(tool: ModuleType) -> None:
         (14, "Run", "AscendC::PipeBarrier<PIPE_V>();", 2),
         (15, "Run", "LocalTensor<float> x = que_.template DeQue<float>();", 1),
         (17, "Run", "SyncAll();", 1),
+        (22, "Next", "return que_.DeQue<float>();", 1),
     ]
+    assert [one.line for one in found if one.declares] == [15, 22]
 
 
 def run(*arguments: str) -> tuple[int, str]:

@@ -55,10 +55,12 @@ def test_awkward_sizes(requests: tuple[tuple[int, int], ...], ratio: int, option
 
 
 def test_more_requests_and_tokens_than_the_staged_tables() -> None:
-    """One core; 70 requests of one token each, then 130 tokens of one request."""
-    with settings(vector_cores=1):
-        assert_close(made(tuple((position, 1) for position in range(70)), 4))
-        assert_close(made(((0, 130),), 4))
+    """130 requests of one token each, then 130 tokens of one request. Of two cores the first stores no row of the 64th request,
+    so that its copy of the next whole table follows a look at this one."""
+    for cores in (1, 2):
+        with settings(vector_cores=cores):
+            assert_close(made(tuple((position, 1) for position in range(130)), 4))
+            assert_close(made(((0, 130),), 4))
 
 
 def test_cores_and_schedules_do_not_matter() -> None:

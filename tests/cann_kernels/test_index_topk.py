@@ -123,9 +123,17 @@ def scaled(args: dict[str, Tensor | None]) -> tuple[Tensor, Tensor]:
     return tuple(torch.exp2(torch.randint(-2, 3, shape, generator=generator).float()) for shape in shapes)
 
 
+def test_a_short_chunk_behind_a_whole_one():
+    """Of candidates; as short as one tile, so that the copies of its products wait for none of the chunk before."""
+    args = draw([1500], given=140, block=8)
+    assert_exact(args, attributes(topk=100, candidate_block=8))
+
+
 @pytest.mark.parametrize(("given", "block", "num_candidates"), ((0, 1, 0), (9, 8, 20)))
-def test_int8_keys_with_scales(given, block, num_candidates):
-    args = draw([1500, 100], heads=20, dim=48, low=-128, high=128, given=given, block=block)
+@pytest.mark.parametrize("count", (1100, 1500))
+def test_int8_keys_with_scales(count, given, block, num_candidates):
+    """Of 1100 entries the second chunk is one tile."""
+    args = draw([count, 100], heads=20, dim=48, low=-128, high=128, given=given, block=block)
     args["weights"] = torch.randint(-3, 4, args["weights"].shape, generator=torch.Generator().manual_seed(1)).float()
     q_scale, idx_scale = scaled(args)
     attrs = attributes(topk=50, candidate_block=block, num_candidates=num_candidates)

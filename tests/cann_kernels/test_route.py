@@ -50,7 +50,7 @@ def test_cores_and_schedules_do_not_matter(num_tokens, num_experts, topk):
 
 @pytest.mark.parametrize(
     ("num_experts", "n_group", "topk_group"),
-    [(256, 8, 4), (128, 2, 1), (256, 4, 3), (200, 5, 2), (512, 64, 40), (96, 3, 2), (12, 6, 3), (120, 3, 2)],
+    [(256, 8, 4), (128, 2, 1), (256, 4, 3), (200, 5, 2), (512, 64, 40), (512, 2, 1), (96, 3, 2), (12, 6, 3), (120, 3, 2)],
 )
 def test_groups(num_experts, n_group, topk_group):
     """Groups of one run of 32, of several, of parts of one; more than 32 groups."""
