@@ -45,6 +45,7 @@ CAUGHT = {
     "missing_sync_all": ("DataCopy", "workspace"),
     "atomic_left_on": ("DisableDmaAtomic", "accumulation on"),
     "stale_cache_line": ("GetValue", "DataCacheCleanAndInvalid"),
+    "two_cores_one_cache_line": ("SetValue", "no cross-core synchronisation"),
     "scalar_line_not_written_back": ("SetValue", "left a line in the data cache"),
     "event_id_8": ("SetFlag", "event ids are 0..7, got 8"),
     "mask_of_no_lane": ("Add", "mask must be 1..64 for this type, got 0"),

@@ -202,6 +202,11 @@ const std::map<std::string, void (*)(const Memory&)> kKernels = {
         PipeBarrier<PIPE_ALL>();
         gm.workspace.GetValue(static_cast<uint64_t>(GetBlockIdx()) * 64);
     }},
+    {"two_cores_one_cache_line", [](const Memory& gm) {
+        GlobalTensor<float> out = gm.out;
+        out.SetValue(static_cast<uint64_t>(GetBlockIdx()) * 8, 1.0f);
+        DataCacheCleanAndInvalid<float, CacheLine::SINGLE_CACHE_LINE, DcciDst::CACHELINE_OUT>(out[static_cast<uint64_t>(GetBlockIdx()) * 8]);
+    }},
     {"scalar_line_not_written_back", [](const Memory& gm) {
         GlobalTensor<float> out = gm.out;
         out.SetValue(static_cast<uint64_t>(GetBlockIdx()) * 16, 1.0f);

@@ -410,6 +410,14 @@ void Instruction::RequireFreshLine(const uint8_t* address) {
             "DataCacheCleanAndInvalid first", range->name, core_.launch.DescribeAgent(writer).c_str());
 }
 
+void Instruction::TakeLine(const uint8_t* address) {
+    GmRange* range = core_.launch.Find(address);
+    if (range == nullptr || range->kind == GmRange::kIn) return;
+    const uint8_t* line = address - reinterpret_cast<uintptr_t>(address) % kCacheLine;
+    const uint8_t *first = std::max<const uint8_t*>(line, range->data), *last = std::min<const uint8_t*>(line + kCacheLine, range->data + range->bytes);
+    if (first < last) TrackGm(*range, static_cast<size_t>(first - range->data), static_cast<size_t>(last - first), "the cache line of the tensor", Access::kRead);
+}
+
 uint8_t* Instruction::WriteGm(uint8_t* address, size_t bytes, const char* operand, bool atomic) {
     return Global(address, bytes, operand, atomic ? Access::kAtomic : Access::kWrite);
 }

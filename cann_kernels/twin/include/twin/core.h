@@ -213,6 +213,8 @@ public:
     uint8_t* WriteGm(uint8_t* address, size_t bytes, const char* operand, bool atomic = false);
     /// The rule of the scalar data cache, which nothing keeps coherent with global memory.
     void RequireFreshLine(const uint8_t* address);
+    /// A scalar write loads its whole line, which goes back with whatever the neighbours held then.
+    void TakeLine(const uint8_t* address);
     void Align(const LocalSpan& tensor, uint32_t bytes, const char* operand) const;
     /// For the profile: repeats of 256 bytes with so many lanes. Without it they follow from the bytes of the longest operand.
     void Repeats(uint32_t lanes, uint64_t repeats) const { lanes_ = lanes, repeats_ = repeats; }

@@ -86,6 +86,7 @@ public:
         twin::Instruction instruction("GlobalTensor::SetValue", PIPE_S, where);
         uint8_t* at = twin::HostBytes(address_ + index);
         instruction.core().dirtyLines.insert(reinterpret_cast<uintptr_t>(at) / twin::kCacheLine);
+        instruction.TakeLine(at);
         std::memcpy(instruction.WriteGm(at, sizeof(T), "the tensor"), &value, sizeof(T));
     }
 
