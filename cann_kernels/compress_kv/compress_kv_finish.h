@@ -85,24 +85,64 @@ private:
     }
 
     /// For each channel from rotaryStart on: byte offset of its partner in the row and of its angle, whether it keeps its value
-    /// or turns, and the sign of the partner's share.
+    /// or turns, and the sign of the partner's share. Channels beside the pairs, of which there are few if any, are corrected.
     __aicore__ inline void FillTables()
     {
         const uint32_t first = tiling_.headDim - 2 * tiling_.half;
-        for (uint32_t lane = 0; lane < tiling_.rotaryLanes; ++lane) {
-            const uint32_t channel = tiling_.rotaryStart + lane;
-            const bool turns = channel >= first && channel < tiling_.headDim;
-            const uint32_t member = turns ? channel - first : 0;
-            const uint32_t partner = turns ? first + (member ^ 1) : channel;
-            TableOf<uint32_t>(kPartner).SetValue(lane, partner * (uint32_t)sizeof(float));
-            TableOf<uint32_t>(kAngle).SetValue(lane, member / 2 * (uint32_t)sizeof(float));
-            TableOf<float>(kKeeps).SetValue(lane, turns ? 0.0f : 1.0f);
-            TableOf<float>(kTurns).SetValue(lane, turns ? 1.0f : 0.0f);
-            TableOf<float>(kSign).SetValue(lane, !turns ? 0.0f : member % 2 == 0 ? -1.0f : 1.0f);
-        }
+        const uint32_t firstLane = first - tiling_.rotaryStart;
+        const uint32_t endLane = tiling_.headDim - tiling_.rotaryStart;
+        FillPairs(first, firstLane);
+        if (firstLane == 0 && endLane == tiling_.rotaryLanes) return;
+        const AscendC::TEventID made = pipe_->FetchEventID(AscendC::HardEvent::V_S);
+        AscendC::SetFlag<AscendC::HardEvent::V_S>(made);
+        AscendC::WaitFlag<AscendC::HardEvent::V_S>(made);
+        for (uint32_t lane = 0; lane < firstLane; ++lane) Keep(lane);
+        for (uint32_t lane = endLane; lane < tiling_.rotaryLanes; ++lane) Keep(lane);
         const AscendC::TEventID filled = pipe_->FetchEventID(AscendC::HardEvent::S_V);
         AscendC::SetFlag<AscendC::HardEvent::S_V>(filled);
         AscendC::WaitFlag<AscendC::HardEvent::S_V>(filled);
+    }
+
+    /// The tables as if all lanes belonged to pairs: of member m, the partner is m + 1 - 2 (m mod 2) and the angle m / 2.
+    __aicore__ inline void FillPairs(uint32_t first, uint32_t firstLane)
+    {
+        const int32_t count = (int32_t)tiling_.rotaryLanes;
+        const int32_t size = (int32_t)sizeof(float);
+        AscendC::LocalTensor<int32_t> partner = TableOf<int32_t>(kPartner);
+        AscendC::LocalTensor<int32_t> angle = TableOf<int32_t>(kAngle);
+        AscendC::LocalTensor<int32_t> member = turnedBuf_.template Get<int32_t>();
+        AscendC::LocalTensor<int32_t> odd = member[count];
+        AscendC::LocalTensor<float> sign = TableOf<float>(kSign);
+        AscendC::CreateVecIndex(member, -(int32_t)firstLane, (uint32_t)count);
+        AscendC::Duplicate(TableOf<float>(kKeeps), 0.0f, count);
+        AscendC::Duplicate(TableOf<float>(kTurns), 1.0f, count);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::ShiftRight(angle, member, (int32_t)1, count);
+        AscendC::Adds(partner, member, (int32_t)(first + 1), count);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Muls(odd, angle, (int32_t)2, count);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Sub(odd, member, odd, count);
+        AscendC::Muls(angle, angle, size, count);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Cast(sign, odd, AscendC::RoundMode::CAST_NONE, (uint32_t)count);
+        AscendC::Muls(odd, odd, (int32_t)2, count);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Sub(partner, partner, odd, count);
+        AscendC::Muls(sign, sign, 2.0f, count);
+        AscendC::PipeBarrier<PIPE_V>();
+        AscendC::Muls(partner, partner, size, count);
+        AscendC::Adds(sign, sign, -1.0f, count);
+    }
+
+    /// The channel of a lane takes no part in the rotation.
+    __aicore__ inline void Keep(uint32_t lane)
+    {
+        TableOf<uint32_t>(kPartner).SetValue(lane, (tiling_.rotaryStart + lane) * (uint32_t)sizeof(float));
+        TableOf<uint32_t>(kAngle).SetValue(lane, 0);
+        TableOf<float>(kKeeps).SetValue(lane, 1.0f);
+        TableOf<float>(kTurns).SetValue(lane, 0.0f);
+        TableOf<float>(kSign).SetValue(lane, 0.0f);
     }
 
     /// The row as the entry's dtype holds it, still in float. `scratch` has room for a row.

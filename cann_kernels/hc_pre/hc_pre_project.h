@@ -20,6 +20,7 @@ public:
         pipe->InitBuffer(zQue_, 2, HC_PRE_PROJECT_TOKENS * HC_PRE_CHUNK * sizeof(T));
         pipe->InitBuffer(sumBuf_, tiling_.pitch * kLanes * sizeof(float));
         pipe->InitBuffer(partialQue_, 2, HC_PRE_PROJECT_TOKENS * tiling_.pitch * sizeof(float));
+        AscendC::Duplicate(sumBuf_.Get<float>(), 0.0f, (int32_t)(tiling_.pitch * kLanes));
     }
 
     /// A core's items are consecutive, chunk by chunk, so that it loads few chunks of fn.
@@ -96,18 +97,21 @@ private:
     {
         AscendC::LocalTensor<float> sum = sumBuf_.Get<float>();
         AscendC::LocalTensor<float> own = fn[tiling_.numCoefs * HC_PRE_CHUNK];
+        const uint8_t rows = (uint8_t)(tiling_.numCoefs + 1);
         AscendC::PipeBarrier<PIPE_V>();  // the token before has been summed
-        AscendC::Duplicate(sum, 0.0f, (int32_t)(tiling_.pitch * kLanes));
+        if (cols < kLanes) AscendC::Duplicate(sum, 0.0f, (int32_t)(rows * kLanes));  // lanes that no product reaches
         if constexpr (AscendC::IsSameType<T, float>::value) {
             AscendC::Adds(own, z, 0.0f, (int32_t)cols);
         } else {
             AscendC::Cast(own, z, AscendC::RoundMode::CAST_NONE, cols);
         }
+        AscendC::PipeBarrier<PIPE_V>();
         const AscendC::BinaryRepeatParams byRow(1, 1, 1, 8, (uint8_t)(HC_PRE_CHUNK / 8), 0);
-        for (uint32_t column = 0; column < cols; column += kLanes) {
+        AscendC::Mul(sum, fn, own, (uint64_t)(cols < kLanes ? cols : kLanes), rows, byRow);
+        for (uint32_t column = kLanes; column < cols; column += kLanes) {
             const uint32_t lanes = cols - column < kLanes ? cols - column : kLanes;
             AscendC::PipeBarrier<PIPE_V>();
-            AscendC::MulAddDst(sum, fn[column], own[column], (uint64_t)lanes, (uint8_t)(tiling_.numCoefs + 1), byRow);
+            AscendC::MulAddDst(sum, fn[column], own[column], (uint64_t)lanes, rows, byRow);
         }
         AscendC::PipeBarrier<PIPE_V>();
         AscendC::WholeReduceSum(partial, sum, (int32_t)kLanes, (int32_t)tiling_.pitch, 1, 1, 8);

@@ -11,9 +11,6 @@ from types import ModuleType
 
 import pytest
 
-from ascend_dsv4.ops import OP_NAMES
-from ascend_dsv4.ops.registry import has_implementation
-
 TOOL = Path(__file__).parents[2] / "tools" / "check_synchronisation.py"
 KERNEL = """
 template <HardEvent event>
@@ -85,7 +82,8 @@ def test_a_deleted_barrier_and_a_reason_out_of_date(tool: ModuleType, tmp_path: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("op", [op for op in OP_NAMES if has_implementation(op, "ascendc-twin")])
+@pytest.mark.parametrize("op", ["hc_post", "hc_pre", "moe_combine"])
 def test_every_deletion_is_reported(op: str) -> None:
+    """Of the kernels that take least time. For all of them, run the tool without arguments: about ten minutes."""
     status, said = run(op)
     assert status == 0, said

@@ -33,15 +33,21 @@ def extension(tmp_path_factory: pytest.TempPathFactory) -> None:
     """`torch.ops.ascend_dsv4_kernels` over the twin."""
     folder = tmp_path_factory.mktemp("torch_extension")
     kernels = build(sorted(KERNELS.glob("*/*_launch_twin.cpp")))
-    flags = ["-std=c++20", "-O0", "-fPIC", "-DASCEND_DSV4_TWIN"]
+    flags = ["-std=c++20", "-O0", "-fPIC", "-DASCEND_DSV4_TWIN", *(f"-I{path}" for path in include_paths())]
+    headers = folder / "headers.h"  # those of torch are compiled once for all operators
+    headers.write_text("#include <ATen/ATen.h>\n#include <torch/library.h>\n", encoding="utf-8")
+
+    def run(*arguments: object) -> None:
+        done = subprocess.run([compiler(), *flags, *map(str, arguments)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     def compiled(op: str) -> str:
-        includes = [*include_paths(), *(str(KERNELS / name) for name in ("twin/include", "common", op, "torch_extension"))]
         target = folder / f"{op}.o"
-        command = [compiler(), *flags, *(f"-I{path}" for path in includes), "-c", str(SOURCES / f"{op}.cpp"), "-o", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        folders = (f"-I{KERNELS / name}" for name in ("twin/include", "common", op, "torch_extension"))
+        run("-include", headers, *folders, "-c", SOURCES / f"{op}.cpp", "-o", target)
         return str(target)
+
+    run("-x", "c++-header", headers, "-o", f"{headers}.gch")
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compiled, OPS))
