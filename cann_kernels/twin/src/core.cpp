@@ -92,13 +92,13 @@ Core::Core(Launch& owner, uint32_t number, bool vector, uint32_t blockIndex, uin
 
 Clock Core::Complete(pipe_t pipe) const {
     Clock clock = known[pipe];
-    clock.seen[Agent(pipe)] = issued[pipe];
+    clock.seen[Unit(pipe)] = issued[pipe];
     return clock;
 }
 
 void Core::Tell(pipe_t pipe, Clock& clock) const {
     clock.seen = known[pipe].seen;
-    clock.seen[Agent(pipe)] = issued[pipe];
+    clock.seen[Unit(pipe)] = issued[pipe];
     clock.Join(known[PIPE_S]);
 }
 
@@ -132,7 +132,7 @@ void Core::WaitFlag(pipe_t source, pipe_t target, int32_t id, const Where& where
 
 void Core::Barrier(pipe_t pipe) {
     if (pipe != PIPE_ALL) {
-        known[pipe].seen[Agent(pipe)] = issued[pipe];
+        known[pipe].seen[Unit(pipe)] = issued[pipe];
         ++known[pipe].version;
         return;
     }
@@ -223,29 +223,29 @@ void Instruction::Align(const LocalSpan& tensor, uint32_t bytes, const char* ope
             bytes);
 }
 
-bool Instruction::Ordered(uint16_t agent, uint32_t number) const {
-    if (core_.known[pipe_].seen[agent] >= number) return true;
-    return agent == core_.Agent(pipe_) && (number == number_ || pipe_ == PIPE_S || inOrder_);
+bool Instruction::Ordered(uint16_t unit, uint32_t number) const {
+    if (core_.known[pipe_].seen[unit] >= number) return true;
+    return unit == core_.Unit(pipe_) && (number == number_ || pipe_ == PIPE_S || inOrder_);
 }
 
 void Instruction::Hazard(const Access& before, const char* operand, const char* relation, const std::string& place) const {
-    const bool sameCore = before.agent / kPipes == core_.index;
-    const pipe_t other = static_cast<pipe_t>(before.agent % kPipes);
+    const bool sameCore = before.unit / kPipes == core_.index;
+    const pipe_t other = static_cast<pipe_t>(before.unit % kPipes);
     std::string remedy;
     if (!sameCore) remedy = "no cross-core synchronisation orders them";
     else if (other == pipe_) remedy = Format("no PipeBarrier<%s> between them", Name(pipe_));
     else remedy = Format("no event %s_%s between them", Name(other) + 5, Name(pipe_) + 5);
     Fail(Format("hazard: %s %s %s what %s of %s at %s; %s", operand, place.c_str(), relation,
                 before.kind == Access::kRead ? "is read" : "is written",
-                sameCore ? Name(other) : core_.launch.DescribeAgent(before.agent).c_str(),
-                Place(core_.launch.Line(before.agent, before.number)).c_str(), remedy.c_str()));
+                sameCore ? Name(other) : core_.launch.DescribeUnit(before.unit).c_str(),
+                Place(core_.launch.Line(before.unit, before.number)).c_str(), remedy.c_str()));
 }
 
 void Instruction::LocalHazard(const LocalSpan& tensor, uint32_t index, const char* operand, bool writes) const {
     const LocalBlock& block = core_.memories[static_cast<uint32_t>(tensor.memory)].blocks[index];
     const std::string place = Format("(%s block %u)", Name(tensor.memory), index);
     const auto check = [&](pipe_t pipe, uint32_t number, Access::Kind kind) {
-        if (!Ordered(core_.Agent(pipe), number)) Hazard({number, 0, core_.Agent(pipe), kind}, operand, writes ? "overwrites" : "reads", place);
+        if (!Ordered(core_.Unit(pipe), number)) Hazard({number, 0, core_.Unit(pipe), kind}, operand, writes ? "overwrites" : "reads", place);
     };
     check(static_cast<pipe_t>(block.write & 7u), block.write >> 3, Access::kWrite);
     for (uint32_t pipe = 0; pipe < kPipes; ++pipe) check(static_cast<pipe_t>(pipe), block.reads[pipe], Access::kRead);
@@ -326,13 +326,13 @@ uint8_t* Instruction::Global(const uint8_t* address, size_t bytes, const char* o
 }
 
 void Instruction::TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind) {
-    Access mine{number_, 0, core_.Agent(pipe_), kind};
+    Access mine{number_, 0, core_.Unit(pipe_), kind};
     for (size_t b = from / kBlock; b <= (from + bytes - 1) / kBlock; ++b) {
         const size_t first = std::max(from, b * kBlock) - b * kBlock, last = std::min(from + bytes, (b + 1) * kBlock) - b * kBlock;
         mine.mask = static_cast<uint32_t>(((uint64_t{1} << last) - 1) & ~((uint64_t{1} << first) - 1));
         GmBlock& block = range.Block(b);
         TrackBlock(block, mine, operand, range, b);
-        if (kind != Access::kRead) block.lastTime = core_.launch.Tick(), block.lastWriter = mine.agent;
+        if (kind != Access::kRead) block.lastTime = core_.launch.Tick(), block.lastWriter = mine.unit;
     }
 }
 
@@ -342,11 +342,11 @@ void Instruction::TrackBlock(GmBlock& block, const Access& mine, const char* ope
     for (uint32_t i = 0; i < block.count; ++i) {
         Access old = list[i];
         const bool conflict = mine.kind == Access::kWrite || old.kind == Access::kWrite || mine.kind != old.kind;
-        if (conflict && (old.mask & mine.mask) != 0 && !Ordered(old.agent, old.number)) {
+        if (conflict && (old.mask & mine.mask) != 0 && !Ordered(old.unit, old.number)) {
             const auto first = static_cast<size_t>(__builtin_ctz(old.mask & mine.mask));
             Hazard(old, operand, mine.kind == Access::kRead ? "reads" : "overwrites", Format("('%s' byte %zu)", range.name, index * kBlock + first));
         }
-        if (mine.kind == Access::kWrite || (old.kind == mine.kind && old.agent == mine.agent)) old.mask &= ~mine.mask;
+        if (mine.kind == Access::kWrite || (old.kind == mine.kind && old.unit == mine.unit)) old.mask &= ~mine.mask;
         if (old.mask != 0) list[kept++] = old;
     }
     block.count = kept + 1;
@@ -403,11 +403,11 @@ void Instruction::RequireFreshLine(const uint8_t* address) {
     const GmBlock& block = range->Block(static_cast<size_t>(address - range->data) / kBlock);
     const uint64_t time = block.lastTime;
     const uint16_t writer = block.lastWriter;
-    if (time == 0 || writer == core_.Agent(PIPE_S)) return;
+    if (time == 0 || writer == core_.Unit(PIPE_S)) return;
     const auto found = core_.cleanedLines.find(reinterpret_cast<uintptr_t>(address) / kCacheLine);
     Require(found != core_.cleanedLines.end() && found->second > time,
             "'%s' was written by %s since this core last invalidated the line: the data cache may hold the old value; call "
-            "DataCacheCleanAndInvalid first", range->name, core_.launch.DescribeAgent(writer).c_str());
+            "DataCacheCleanAndInvalid first", range->name, core_.launch.DescribeUnit(writer).c_str());
 }
 
 void Instruction::TakeLine(const uint8_t* address) {

@@ -33,7 +33,7 @@ Launch::Launch(const char* kernel, uint32_t blocks, Ratio ratio, const Settings&
         if (ratio == Ratio::kOneToTwo) add(true, 1);
     }
     for (auto& slot : cores_) {
-        for (Clock& clock : slot->core->known) clock.seen.assign(agents(), 0);
+        for (Clock& clock : slot->core->known) clock.seen.assign(units(), 0);
     }
 }
 
@@ -86,14 +86,14 @@ std::string Launch::Describe(const Core& core) const {
     return Format("kernel %s, AIV %u", kernel_, ratio_ == Ratio::kOneToTwo ? core.block * 2 + core.sub : core.block);
 }
 
-std::string Launch::DescribeAgent(uint16_t agent) const {
-    const Core& core = *cores_[agent / kPipes]->core;
+std::string Launch::DescribeUnit(uint16_t unit) const {
+    const Core& core = *cores_[unit / kPipes]->core;
     return Format("%s %u %s", core.isVector ? "AIV" : "AIC", core.block * (ratio_ == Ratio::kOneToTwo && core.isVector ? 2 : 1) + core.sub,
-                  Name(static_cast<pipe_t>(agent % kPipes)));
+                  Name(static_cast<pipe_t>(unit % kPipes)));
 }
 
-Where Launch::Line(uint16_t agent, uint32_t number) const {
-    return cores_[agent / kPipes]->core->Line(static_cast<pipe_t>(agent % kPipes), number);
+Where Launch::Line(uint16_t unit, uint32_t number) const {
+    return cores_[unit / kPipes]->core->Line(static_cast<pipe_t>(unit % kPipes), number);
 }
 
 Launch::~Launch() {
@@ -188,7 +188,7 @@ void Launch::PassOn(Slot& slot) {
 std::string Launch::Deadlock() const {
     std::string text = Format("kernel %s: deadlock", kernel_);
     for (const auto& slot : cores_) {
-        text += "; " + DescribeAgent(slot->core->Agent(PIPE_S)).substr(0, 3) + Format(" %u ", slot->core->block);
+        text += "; " + DescribeUnit(slot->core->Unit(PIPE_S)).substr(0, 3) + Format(" %u ", slot->core->block);
         text += slot->done ? "has ended" : "waits for " + slot->what;
     }
     return text;

@@ -55,7 +55,7 @@ struct Access {
     enum Kind : uint8_t { kRead, kWrite, kAtomic };
     uint32_t number = 0;
     uint32_t mask = 0;   // bytes of the block
-    uint16_t agent = 0;  // core * kPipes + pipe
+    uint16_t unit = 0;  // core * kPipes + pipe
     Kind kind = kRead;
 };
 
@@ -151,7 +151,7 @@ public:
     std::array<std::array<uint8_t, kPipes>, kPipes> queueEvents{};  // ids that queues hold for a pair of pipes
     std::string leak;  // first thing that a destructor found wrong
 
-    uint16_t Agent(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }
+    uint16_t Unit(pipe_t pipe) const { return static_cast<uint16_t>(index * kPipes + pipe); }
     Clock Complete(pipe_t pipe) const;
     /// What a flag says that `pipe` sets now.
     void Tell(pipe_t pipe, Clock& clock) const;
@@ -231,7 +231,7 @@ private:
     void CountGlobal(GmRange& range, size_t from, size_t bytes, bool writes);
     void CountMove(Path path, size_t from, size_t bytes);
     void CountVector() const;
-    bool Ordered(uint16_t agent, uint32_t number) const;
+    bool Ordered(uint16_t unit, uint32_t number) const;
     [[noreturn]] void Hazard(const Access& before, const char* operand, const char* relation, const std::string& place) const;
     [[noreturn]] void LocalHazard(const LocalSpan& tensor, uint32_t block, const char* operand, bool writes) const;
     void TrackGm(GmRange& range, size_t from, size_t bytes, const char* operand, Access::Kind kind);

@@ -54,11 +54,11 @@ public:
     ~Launch();
     uint32_t blocks() const { return blocks_; }
     Ratio ratio() const { return ratio_; }
-    size_t agents() const { return cores_.size() * kPipes; }
+    size_t units() const { return cores_.size() * kPipes; }
     GmRange* Find(const uint8_t* address);
     std::string Describe(const Core& core) const;
-    std::string DescribeAgent(uint16_t agent) const;
-    Where Line(uint16_t agent, uint32_t number) const;
+    std::string DescribeUnit(uint16_t unit) const;
+    Where Line(uint16_t unit, uint32_t number) const;
     void MayYield(Core& core) {
         if (--untilYield_ == 0) Yield(core);
     }
