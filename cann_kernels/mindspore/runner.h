@@ -33,6 +33,9 @@ inline uint32_t VectorCores() {
 #endif
 }
 
+/// AI Cores, for kernels that use the cube.
+inline uint32_t AiCores() { return VectorCores() / 2; }
+
 /// 0 float32, 1 bfloat16, 2 float16: what all kernels call them.
 inline uint32_t DtypeCode(const char* op, const ms::Tensor& tensor) {
     switch (tensor.data_type()) {
