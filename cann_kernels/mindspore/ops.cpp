@@ -95,7 +95,7 @@ std::vector<ms::Tensor> Route(const ms::Tensor& logits, const Optional& bias, co
     RouteParams params = {};
     params.numTokens = Size(logits, 0), params.numExperts = Size(logits, 1), params.topk = static_cast<uint32_t>(topk);
     params.vocabSize = tid2eid.has_value() ? Size(*tid2eid, 0) : 0, params.isHashed = tid2eid.has_value();
-    params.scoring = scoring == "sigmoid" ? ROUTE_SIGMOID : 0, params.hasBias = bias.has_value(), params.hasImages = is_image.has_value();
+    params.scoring = scoring == "sigmoid" ? ROUTE_SIGMOID : ROUTE_SQRTSOFTPLUS, params.hasBias = bias.has_value(), params.hasImages = is_image.has_value();
     params.normalize = norm_topk_prob, params.numGroups = static_cast<uint32_t>(n_group);
     params.topkGroup = static_cast<uint32_t>(topk_group), params.numCores = VectorCores();
     params.scaling = static_cast<float>(scaling), params.normEps = static_cast<float>(norm_eps);

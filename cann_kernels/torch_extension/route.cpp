@@ -24,7 +24,7 @@ std::tuple<at::Tensor, at::Tensor> Route(const at::Tensor& logits, const Optiona
     RouteParams params = {};
     params.numTokens = Size(logits, 0), params.numExperts = Size(logits, 1), params.topk = static_cast<uint32_t>(topk);
     params.vocabSize = table.defined() ? Size(table, 0) : 0, params.isHashed = table.defined();
-    params.scoring = scoring == "sigmoid" ? ROUTE_SIGMOID : 0, params.hasBias = own.defined(), params.hasImages = images.defined();
+    params.scoring = scoring == "sigmoid" ? ROUTE_SIGMOID : ROUTE_SQRTSOFTPLUS, params.hasBias = own.defined(), params.hasImages = images.defined();
     params.normalize = norm_topk_prob, params.numGroups = static_cast<uint32_t>(n_group);
     params.topkGroup = static_cast<uint32_t>(topk_group), params.numCores = VectorCores();
     params.scaling = static_cast<float>(scaling), params.normEps = static_cast<float>(norm_eps);

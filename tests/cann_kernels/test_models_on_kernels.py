@@ -57,7 +57,9 @@ def test_the_command_says_what_runs_which_operator(golden_v4: Path, capsys: pyte
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["v4", "v41"])
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=pytest.mark.goldens(f"full_golden_{name}")) for name in ("v4", "v41")]
+)
 def test_the_bf16_bar(family: str, request: pytest.FixtureRequest, launched: set[str]) -> None:
     """The bar of the accuracy tool for bfloat16 models, with every kernel that there is."""
     model: Path = request.getfixturevalue(f"full_golden_{family}") / "bf16"
